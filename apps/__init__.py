@@ -1,0 +1,1 @@
+"""Thin clients of `serve`: a browser page and a terminal."""

@@ -1,0 +1,1 @@
+"""The distillation run: one file a stage, `all.py` composes them."""

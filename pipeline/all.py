@@ -1,0 +1,147 @@
+"""The run: problems, traces, curated, SFT, GGUF, evaluation, report.
+
+    python -m pipeline.all [RECIPE] [--run FOLDER] [--set section.key=value] [--dry-run]
+
+The only place that knows every stage. What is proven done is skipped; what a changed field touches
+is done again, and nothing before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from pipeline import collect, curate, evaluate, problems, quantize, report, sft
+from pipeline.progress import Progress
+from pipeline.recipe import Recipe, find_recipe, load_recipe
+from pipeline.run import Context, Manifest, RunDir, Stage, run_stage
+from pipeline.store import write_json
+from serve.errors import Interrupted, RetortError
+
+
+def stages(recipe: Recipe) -> list[Stage]:
+    """The table of contents, in order."""
+    r = recipe
+    traces = (r.teacher, r.traces)
+    training = (r.student, r.sft)
+    examination = (r.teacher, r.student, r.evaluate)
+    return [
+        Stage("01-problems", problems, r.problems, ()),
+        Stage("02-traces", collect, traces, ("01-problems",)),
+        Stage("03-curated", curate, r.curate, ("02-traces",)),
+        Stage("04-sft", sft, training, ("03-curated",)),
+        Stage("06-gguf", quantize, r.gguf, ("04-sft",)),
+        Stage(
+            "08-evaluate",
+            evaluate,
+            examination,
+            ("01-problems", "04-sft", "06-gguf"),
+        ),
+        Stage(
+            "report",
+            report,
+            recipe,
+            ("01-problems", "02-traces", "03-curated", "04-sft", "06-gguf", "08-evaluate"),
+            files=report.FILES,
+        ),
+    ]
+
+
+def plan(run: RunDir, recipe: Recipe) -> list[tuple[Stage, str]]:
+    """Each stage with "done", "to do", or why its state is not known yet. Reads, never writes."""
+    proven: dict[str, Manifest] = {}
+    lines = []
+    for stage in stages(recipe):
+        if any(name not in proven for name in stage.needs):
+            lines.append((stage, "to do"))
+            continue
+        fingerprint = run.fingerprint(stage, {n: proven[n] for n in stage.needs}, recipe.run.seed)
+        manifest = run.proven(stage, fingerprint)
+        if manifest is not None:
+            proven[stage.name] = manifest
+        lines.append((stage, "done" if manifest is not None else "to do"))
+    return lines
+
+
+def execute(run: RunDir, recipe: Recipe, progress: Progress) -> None:
+    """Do every stage that is not proven done, in order."""
+    proven: dict[str, Manifest] = {}
+    context = Context(seed=recipe.run.seed, progress=progress)
+    write_json(run.root / "recipe.json", recipe.model_dump(mode="json"))
+    for stage in stages(recipe):
+        inputs = {name: proven[name] for name in stage.needs}
+        fingerprint = run.fingerprint(stage, inputs, recipe.run.seed)
+        manifest = run.proven(stage, fingerprint)
+        if manifest is None:
+            progress.say(f"{stage.name} …")
+            manifest = run_stage(run, stage, fingerprint, context)
+            progress.say(f"{stage.name} done in {manifest.took_s:.0f} s")
+        else:
+            progress.say(f"{stage.name} unchanged")
+        proven[stage.name] = manifest
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, print the ladder. Returns the exit code; errors become one line on stderr."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    progress = Progress()
+    try:
+        recipe = load_recipe(find_recipe(options.recipe), tuple(options.set))
+        run = RunDir(options.run or Path("runs") / recipe.run.name)
+        if options.dry_run:
+            for stage, state in plan(run, recipe):
+                print(f"{stage.name:14} {state}")
+            return 0
+        with run.locked(), run.logged() as log_path:
+            try:
+                execute(run, recipe, progress)
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"interrupted; {run.root} keeps what is done", hint="the same command goes on"
+                ) from None
+            except RetortError:
+                raise
+            except Exception:
+                Context(seed=0, progress=progress).log.exception("unexpected failure")
+                print(f"error: unexpected failure, see {log_path}", file=sys.stderr)
+                raise
+        report.print_ladder(run.root)
+        print(f"\nreport: {run.root / 'report.html'}\nnext:   python -m apps.chat {run.root}")
+    except RetortError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.all",
+        description="Distil a teacher into a student, quantize it, evaluate it, write the report.",
+    )
+    parser.add_argument(
+        "recipe", nargs="?", default="default", help="a TOML file, or the name of a built-in recipe"
+    )
+    parser.add_argument("--run", type=Path, help="run folder (default: runs/NAME of the recipe)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one field of the recipe; may be given again",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be done, and do nothing"
+    )
+    return parser
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

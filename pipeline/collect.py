@@ -1,0 +1,90 @@
+"""Stage 02: the teacher answers every training problem, and every answer is judged.
+
+Reads `train.jsonl`; writes `traces.jsonl` sorted by key, right and wrong ones alike, each with its
+verdict. Acknowledged answers are in `scratch/answers.jsonl` from the moment they exist.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.asking import ask, request_for
+from pipeline.prompts import teacher_messages
+from pipeline.recipe import TeacherOptions, TracesOptions
+from pipeline.records import Problem, Trace, content_key
+from pipeline.run import SCRATCH, Context
+from pipeline.store import read_records, write_records
+from pipeline.tasks.judge import Judge
+from pipeline.teacher import open_teacher, teacher_identity
+from serve.messages import Request, Sampling
+
+STAGE_VERSION = 1
+LIBRARIES = ("llama-cpp-python", "reasoning-gym", "math-verify")
+
+
+def run(
+    config: tuple[TeacherOptions, TracesOptions],
+    inputs: Mapping[str, Path],
+    out: Path,
+    context: Context,
+) -> dict[str, Any]:
+    """Collect `samples` answers a problem. Raises EngineError when the teacher cannot answer."""
+    teacher, traces = config
+    problems = list(read_records(inputs["01-problems"] / "train.jsonl", Problem))
+    asked = {
+        request.key: (problem, sample, request)
+        for problem in problems
+        for sample, request in enumerate(_requests(problem, teacher, traces, context.seed))
+    }
+    answers = ask(
+        lambda: open_teacher(teacher),
+        [request for _, _, request in asked.values()],
+        out / SCRATCH / "answers.jsonl",
+        "teacher answers",
+        context,
+    )
+    prompt_sha256 = content_key([m.model_dump() for m in teacher_messages(teacher, "")])
+    with Judge() as judge, context.progress.bar("judging", len(asked)) as bar:
+        judged = []
+        for key, (problem, sample, _) in asked.items():
+            judged.append(
+                Trace(
+                    key=key,
+                    problem=problem,
+                    sample=sample,
+                    model=teacher_identity(teacher),
+                    prompt_sha256=prompt_sha256,
+                    completion=answers[key],
+                    verdict=judge.verdict(problem, answers[key]),
+                )
+            )
+            bar.advance()
+    write_records(out / "traces.jsonl", sorted(judged, key=lambda t: t.key))
+    return {
+        "traces": len(judged),
+        "completion_tokens": sum(t.completion.completion_tokens for t in judged),
+        "verdicts": dict(sorted(Counter(t.verdict.reason for t in judged).items())),
+    }
+
+
+def _requests(
+    problem: Problem, teacher: TeacherOptions, traces: TracesOptions, seed: int
+) -> list[Request]:
+    messages = teacher_messages(teacher, problem.question)
+    return [
+        request_for(
+            teacher_identity(teacher),
+            messages,
+            Sampling(
+                temperature=traces.temperature,
+                top_p=traces.top_p,
+                max_tokens=traces.max_tokens,
+                seed=int(content_key(seed, "02-traces", problem.key, sample)[:15], 16),
+            ),
+            sample,
+        )
+        for sample in range(traces.samples)
+    ]

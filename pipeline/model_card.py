@@ -1,0 +1,49 @@
+"""The student's model card: what it is, what it was trained on, what was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.ladder import ladder_cells
+from pipeline.recipe import Recipe
+
+
+def model_card(recipe: Recipe, ladder: dict[str, Any], counts: dict[str, Any]) -> str:
+    """Markdown with the front matter that model hubs read."""
+    head, cells = ladder_cells(ladder)
+    families = ", ".join(sorted(counts["01-problems"]["train"]))
+    table = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    table += [f"| {' | '.join(row)} |" for row in cells]
+    kept = sum(counts["03-curated"]["kept"].values())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [distillation, reasoning, gguf]
+---
+
+# {recipe.run.name}
+
+A student distilled by Retort. It thinks inside `<think>…</think>`, then writes `Answer: …`.
+
+- **Teacher**: `{recipe.teacher.model}`
+- **Base student**: `{recipe.student.model}`
+- **Families**: {families}
+- **Training**: {recipe.sft.method} fine-tuning on {counts["04-sft"]["examples"]} traces
+  ({kept} kept of {counts["02-traces"]["traces"]}), {recipe.sft.epochs} epochs,
+  learning rate {recipe.sft.learning_rate:g}, seed {recipe.run.seed}.
+- **System prompt**: `{recipe.student.system}`
+
+## Measured
+
+{ladder["items"]} evaluation items that no training problem equals; the same for every row. Accuracy
+is
+greedy, with a 95 % Wilson interval; *vs base* is the paired difference in points with exact McNemar
+p; pass@k is unbiased.
+
+{chr(10).join(table)}
+
+## Limits
+
+Measured on the families above only, in one prompt style. Nothing here says how it does elsewhere.
+The licences of teacher and base student apply to this student.
+"""

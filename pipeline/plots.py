@@ -1,0 +1,103 @@
+"""The report's plots as inline SVG. Pure functions from the ladder and the loss rows."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart by colour-blind readers.
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#555555"]
+
+matplotlib.rcParams.update(
+    {
+        "svg.hashsalt": "retort",  # the same data gives the same bytes
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def ladder_svg(ladder: dict[str, Any]) -> str:
+    """Accuracy of every rung with its 95 % interval."""
+    rows = [row for row in ladder["rows"] if row["accuracy"] is not None]
+    figure = Figure(figsize=(8, 0.5 * len(rows) + 1))
+    axes = figure.subplots()
+    for index, row in enumerate(rows):
+        low, high = row["interval"]
+        share = 100 * row["accuracy"]
+        axes.barh(index, share, color=COLOURS[0], alpha=0.35, height=0.6)
+        axes.errorbar(
+            share,
+            index,
+            xerr=[[max(0.0, share - 100 * low)], [max(0.0, 100 * high - share)]],
+            fmt="o",
+            color=COLOURS[0],
+            capsize=4,
+        )
+        axes.text(min(100 * high + 1.5, 97), index, f"{share:.0f} %", va="center")
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 105)
+    axes.set_xlabel(f"correct, % of {ladder['items']} fresh items (95 % Wilson interval)")
+    return _svg(figure)
+
+
+def families_svg(ladder: dict[str, Any]) -> str:
+    """Accuracy by family, one group of bars a family."""
+    rows = ladder["rows"]
+    families = sorted({name for row in rows for name in row["families"]})
+    figure = Figure(figsize=(8, 3.4))
+    axes = figure.subplots()
+    width = 0.8 / max(1, len(rows))
+    for index, row in enumerate(rows):
+        places = [i + (index - (len(rows) - 1) / 2) * width for i in range(len(families))]
+        shares = [100 * row["families"].get(f, {"accuracy": 0.0})["accuracy"] for f in families]
+        axes.bar(places, shares, width, label=row["name"], color=COLOURS[index % len(COLOURS)])
+    axes.set_xticks(range(len(families)), families)
+    axes.set_ylabel("correct, %")
+    axes.set_ylim(0, 100)
+    axes.legend(ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
+    return _svg(figure)
+
+
+def lengths_svg(ladder: dict[str, Any]) -> str:
+    """Mean answer length of every rung, in its own tokens."""
+    rows = ladder["rows"]
+    figure = Figure(figsize=(8, 0.4 * len(rows) + 1))
+    axes = figure.subplots()
+    axes.barh(range(len(rows)), [row["mean_tokens"] for row in rows], color=COLOURS[2])
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("mean answer length, tokens of the answering model")
+    return _svg(figure)
+
+
+def loss_svg(losses: list[dict[str, float]]) -> str:
+    """Training loss a step, with its running mean."""
+    figure = Figure(figsize=(8, 2.8))
+    axes = figure.subplots()
+    steps = [row["step"] for row in losses]
+    values = [row["loss_nats"] for row in losses]
+    span = max(1, len(values) // 20)
+    means = [
+        sum(values[max(0, i - span) : i + 1]) / len(values[max(0, i - span) : i + 1])
+        for i in range(len(values))
+    ]
+    axes.plot(steps, values, color=COLOURS[0], alpha=0.3, linewidth=1)
+    axes.plot(steps, means, color=COLOURS[0], linewidth=2)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats a token")
+    axes.set_ylim(bottom=0)
+    return _svg(figure)

@@ -1,0 +1,182 @@
+"""Recipe: the whole intent of a run, one frozen section a stage. TOML in, resolved JSON out.
+
+Every field has a bound and a sentence with its unit; the default is the setting we vetted.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from serve.errors import RecipeError
+from serve.messages import Record
+
+RECIPES_FOLDER = Path(__file__).parent / "recipes"
+
+
+class RunOptions(Record):
+    name: str = Field("default", pattern=r"^[A-Za-z0-9._-]+$", description="folder below runs/")
+    seed: int = Field(1, ge=0, lt=2**31, description="every random choice derives from it")
+
+
+class FamilyOptions(Record):
+    name: str = Field(description="a reasoning-gym family")
+    options: dict[str, Any] = Field({}, description="the family's own settings")
+
+
+class DatasetOptions(Record):
+    name: str = Field(description="Hugging Face dataset, or a local folder")
+    config: str | None = None
+    split: str = "train"
+    question: str = Field("question", description="column that holds the question")
+    answer: str = Field("answer", description="column that holds the reference answer")
+    revision: str | None = Field(None, description="commit of the dataset")
+
+
+class ProblemsOptions(Record):
+    families: tuple[FamilyOptions, ...] = ()
+    files: tuple[str, ...] = Field((), description="JSONL files of your own problems")
+    datasets: tuple[DatasetOptions, ...] = ()
+    train_per_family: int = Field(150, ge=1, le=10_000_000, description="training problems")
+    eval_per_family: int = Field(76, ge=1, le=100_000, description="evaluation problems")
+
+
+class WorkedExample(Record):
+    question: str
+    reasoning: str
+    answer: str
+
+
+class TeacherOptions(Record):
+    engine: Literal["llama.cpp", "transformers", "http"] = "llama.cpp"
+    model: str = Field(description="model reference, or the server's model name for http")
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="of the model file")
+    slots: int = Field(32, ge=1, le=1024, description="sequences answered at a time")
+    context_tokens: int = Field(1024, ge=64, le=1_048_576, description="prompt and answer, tokens")
+    base_url: str | None = Field(None, description="http: the server's /v1 address")
+    api_key_env: str = Field("RETORT_API_KEY", description="http: variable that holds the key")
+    token_budget: int | None = Field(None, ge=1, description="http: completion tokens to pay for")
+    system: str = Field(description="system prompt of the teacher")
+    examples: tuple[WorkedExample, ...] = Field((), description="worked examples in its prompt")
+
+
+class TracesOptions(Record):
+    samples: int = Field(1, ge=1, le=1024, description="answers a problem")
+    temperature: float = Field(0.3, ge=0.0, le=2.0)
+    top_p: float = Field(0.95, gt=0.0, le=1.0)
+    max_tokens: int = Field(160, ge=1, le=131_072, description="answer length, tokens")
+
+
+class CurateOptions(Record):
+    keep: Literal["correct", "everything"] = Field(
+        "correct", description="everything: no filter at all (OpenThoughts3)"
+    )
+    min_tokens: int = Field(4, ge=0, description="shortest trace, teacher tokens")
+    max_tokens: int = Field(100_000, ge=1, description="longest trace, teacher tokens")
+    near_duplicate: float = Field(
+        0.95, ge=0.0, le=1.0, description="drop traces of a problem this similar, 1 = exact only"
+    )
+    per_problem: int = Field(4, ge=1, description="most traces kept a problem")
+    scripts: tuple[str, ...] = Field(("LATIN",), description="writing systems a trace may use")
+
+
+class StudentOptions(Record):
+    model: str = Field(description="model reference")
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="of the model file")
+    system: str = Field(description="system prompt in training, evaluation and chat")
+
+
+class SftOptions(Record):
+    method: Literal["full", "lora"] = "full"
+    epochs: int = Field(4, ge=1, le=1000, description="passes over the examples")
+    learning_rate: float = Field(3e-4, gt=0.0, le=1.0, description="peak, cosine to a tenth")
+    warmup_share: float = Field(0.05, ge=0.0, lt=1.0, description="of all steps")
+    batch_examples: int = Field(16, ge=1, le=65_536, description="examples a step")
+    max_tokens: int = Field(512, ge=16, le=1_048_576, description="longer examples are dropped")
+    weight_decay: float = Field(0.0, ge=0.0, le=1.0)
+    checkpoint_steps: int = Field(50, ge=1, description="steps between checkpoints")
+    lora_rank: int = Field(32, ge=1, le=1024)
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on CUDA or a CPU with AMX, else float32"
+    )
+
+
+class GgufOptions(Record):
+    types: tuple[str, ...] = Field(("F16", "Q8_0", "Q4_K_M"), min_length=1)
+
+
+class EvaluateOptions(Record):
+    max_tokens: int = Field(160, ge=1, le=131_072, description="answer length, tokens")
+    k: int = Field(4, ge=1, le=256, description="samples for pass@k")
+    k_items: int = Field(64, ge=0, description="items that get k samples")
+    temperature: float = Field(0.7, gt=0.0, le=2.0, description="for pass@k; pass@1 is greedy")
+    top_p: float = Field(0.95, gt=0.0, le=1.0, description="for pass@k")
+    slots: int = Field(64, ge=1, le=1024, description="sequences answered at a time")
+
+
+class Recipe(Record):
+    """All sections. `load_recipe` reads one from TOML."""
+
+    run: RunOptions = RunOptions()
+    problems: ProblemsOptions
+    teacher: TeacherOptions
+    traces: TracesOptions = TracesOptions()
+    curate: CurateOptions = CurateOptions()
+    student: StudentOptions
+    sft: SftOptions = SftOptions()
+    gguf: GgufOptions = GgufOptions()
+    evaluate: EvaluateOptions = EvaluateOptions()
+
+
+def find_recipe(name: str) -> Path:
+    """A path as given, or the built-in recipe of that name. Raises RecipeError."""
+    for candidate in (Path(name), RECIPES_FOLDER / f"{name}.toml"):
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(p.stem for p in RECIPES_FOLDER.glob("*.toml")))
+    raise RecipeError(f"recipe {name!r} is not there", hint=f"built in: {known}; or give a path")
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe; `overrides` are `section.key=value` with the value in TOML.
+
+    Raises RecipeError with the file, the field and the value that was refused.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"cannot read recipe {path.name}: {error}") from error
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"{path.name}: {_first_fault(error)}") from error
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    dotted, sign, value = override.partition("=")
+    section, _, key = dotted.partition(".")
+    if not sign or not key:
+        raise RecipeError(f"--set {override!r} is not section.key=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    target = data.setdefault(section, {})
+    if not isinstance(target, dict):
+        raise RecipeError(f"--set {override!r}: {section} is not a section")
+    target[key] = parsed
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    field = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {field}"
+    if fault["type"] == "missing":
+        return f"missing key {field}"
+    return f"{field} = {fault['input']!r}: {fault['msg']}"

@@ -1,0 +1,128 @@
+"""Stage 04: the student learns to write the kept traces (TRL `SFTTrainer`, loss on the completion).
+
+Reads `kept.jsonl` and the student checkpoint; writes a checkpoint folder, `losses.jsonl` and
+`examples.jsonl`. Examples that do not fit are dropped and counted, never cut. A killed run resumes
+from its last complete checkpoint and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.memory import keep_freed_memory
+from pipeline.recipe import SftOptions, StudentOptions
+from pipeline.records import Example, Trace
+from pipeline.run import SCRATCH, Context
+from pipeline.store import read_records, write_file, write_records
+from pipeline.student import student_checkpoint
+from pipeline.supervise import full_example
+from serve.errors import DataError, TrainingDiverged
+
+STAGE_VERSION = 1
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
+# Written into a checkpoint folder after everything else: a folder without it was being written.
+COMPLETE = "COMPLETE"
+
+
+def run(
+    config: tuple[StudentOptions, SftOptions],
+    inputs: Mapping[str, Path],
+    out: Path,
+    context: Context,
+) -> dict[str, Any]:
+    """Train and save the student.
+
+    Raises TrainingDiverged at the first loss that is not a number.
+    """
+    student, options = config
+    keep_freed_memory()
+    from transformers import AutoTokenizer
+
+    base = student_checkpoint(student)
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    examples = [
+        full_example(trace, student)
+        for trace in read_records(inputs["03-curated"] / "kept.jsonl", Trace)
+    ]
+    fitting, too_long = split_by_length(examples, tokenizer, options.max_tokens)
+    if not fitting:
+        raise DataError(
+            f"no example to train on: {len(examples)} kept, "
+            f"{too_long} over {options.max_tokens} tokens"
+        )
+    write_records(out / "examples.jsonl", fitting)
+    losses = _train(base, tokenizer, fitting, options, out, context)
+    write_file(out / "losses.jsonl", "".join(json.dumps(row) + "\n" for row in losses))
+    shutil.rmtree(out / SCRATCH, ignore_errors=True)
+    return {
+        "examples": len(fitting),
+        "dropped_too_long": too_long,
+        "supervised_tokens": _supervised_tokens(fitting, tokenizer) * options.epochs,
+        "steps": len(losses),
+        "first_loss_nats": round(losses[0]["loss_nats"], 4),
+        "last_loss_nats": round(losses[-1]["loss_nats"], 4),
+    }
+
+
+def split_by_length(
+    examples: Sequence[Example], tokenizer: Any, limit: int
+) -> tuple[list[Example], int]:
+    """Examples of at most `limit` tokens, prompt included, and how many are longer."""
+    fitting = [e for e in examples if len(_render(e, tokenizer)) <= limit]
+    return fitting, len(examples) - len(fitting)
+
+
+def _render(example: Example, tokenizer: Any) -> list[int]:
+    turns = [*example.prompt, {"role": "assistant", "content": example.completion}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _supervised_tokens(examples: Sequence[Example], tokenizer: Any) -> int:
+    return sum(len(tokenizer(e.completion)["input_ids"]) + 1 for e in examples)
+
+
+def _train(
+    base: Path,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    options: SftOptions,
+    out: Path,
+    context: Context,
+) -> list[dict[str, float]]:
+    """Run the trainer to its end, from its last complete checkpoint if there is one."""
+    from pipeline.sft_trainer import build_trainer
+
+    scratch = out / SCRATCH / "checkpoints"
+    resume = _newest_complete(scratch)
+    trainer = build_trainer(base, tokenizer, examples, options, scratch, context.seed)
+    steps = trainer.planned_steps()
+    with context.progress.bar("training", steps) as bar:
+        trainer.watch(lambda step, loss: bar.advance(1, f"loss {loss:.3f}"))
+        if resume is not None:
+            done = int(resume.name.partition("-")[2])
+            context.log.info("resuming from %s", resume.name)
+            bar.advance(done)
+        history = trainer.run(resume)
+    bad = next((row for row in history if not math.isfinite(row["loss_nats"])), None)
+    if bad is not None:
+        raise TrainingDiverged(f"loss {bad['loss_nats']} at step {bad['step']}")
+    trainer.save(out)
+    return history
+
+
+def _newest_complete(folder: Path) -> Path | None:
+    """The last checkpoint that was written whole; younger unfinished ones are removed."""
+    complete = []
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.partition("-")[2])):
+        if (path / COMPLETE).exists():
+            complete.append(path)
+        else:
+            shutil.rmtree(path)
+    return complete[-1] if complete else None

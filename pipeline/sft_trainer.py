@@ -1,0 +1,201 @@
+"""TRL's `SFTTrainer` with what a CPU needs: logits only where there is a label, no reallocation.
+
+On CUDA TRL already projects supervised positions alone (its fused head has a Triton kernel); on
+other
+devices it scores every position, so there the loss is computed here, the same value from fewer
+rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from pipeline.recipe import SftOptions
+from pipeline.records import Example
+from pipeline.sft import COMPLETE
+from serve.errors import TrainingDiverged
+from serve.hardware import has_cuda, has_fast_bfloat16
+
+OnStep = Callable[[int, float], None]
+
+
+class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
+    """`SFTTrainer` whose CPU loss projects supervised positions only."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Mean negative log-likelihood (nats) of the completion tokens of the batch."""
+        if has_cuda() or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        plain = self.accelerator.unwrap_model(model)
+        causal = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+        hidden_BTD = causal.base_model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            use_cache=False,
+        ).last_hidden_state
+        labels_BT = inputs["labels"][:, 1:]
+        supervised_BT = labels_BT != -100
+        logits_SV = causal.get_output_embeddings()(hidden_BTD[:, :-1][supervised_BT])
+        total = functional.cross_entropy(
+            logits_SV.float(), labels_BT[supervised_BT], reduction="sum"
+        )
+        count = supervised_BT.sum() if num_items_in_batch is None else num_items_in_batch
+        return total / torch.as_tensor(count).clamp(min=1)
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Records every step's loss, stops at the first one that is not finite, marks checkpoints."""
+
+    def __init__(self) -> None:
+        self.on_step: OnStep = lambda step, loss: None
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingDiverged(
+                f"loss {loss}, gradient norm {norm} at step {state.global_step}",
+                hint="lower sft.learning_rate",
+            )
+        self.on_step(state.global_step, loss)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        (folder / COMPLETE).touch()
+
+
+class Training:
+    """A trainer ready to run: the few verbs the stage needs."""
+
+    def __init__(self, trainer: CompletionTrainer, watch: _Watch, options: SftOptions) -> None:
+        self._trainer, self._watch, self._options = trainer, watch, options
+
+    def planned_steps(self) -> int:
+        examples = len(self._trainer.train_dataset)
+        return math.ceil(examples / self._options.batch_examples) * self._options.epochs
+
+    def watch(self, on_step: OnStep) -> None:
+        self._watch.on_step = on_step
+
+    def run(self, resume: Path | None) -> list[dict[str, float]]:
+        """Train to the end; one row a step with its loss in nats and learning rate."""
+        self._trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        return [
+            {
+                "step": row["step"],
+                "epoch": round(row["epoch"], 4),
+                "loss_nats": row["loss"],
+                "learning_rate": row["learning_rate"],
+            }
+            for row in self._trainer.state.log_history
+            if "loss" in row
+        ]
+
+    def save(self, folder: Path) -> None:
+        """A plain checkpoint in bfloat16, adapters merged, tokenizer beside it."""
+        model = self._trainer.model
+        if hasattr(model, "merge_and_unload"):
+            model = model.merge_and_unload()
+        model.to(torch.bfloat16).save_pretrained(folder)
+        self._trainer.processing_class.save_pretrained(folder)
+
+
+def build_trainer(
+    base: Path,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    options: SftOptions,
+    scratch: Path,
+    seed: int,
+) -> Training:
+    """The trainer for `options`; nothing runs yet."""
+    torch.manual_seed(seed)
+    watch = _Watch()
+    trainer = CompletionTrainer(
+        model=AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.float32, local_files_only=True
+        ),
+        args=sft_config(options, scratch, seed),
+        train_dataset=as_dataset(examples),
+        processing_class=tokenizer,
+        callbacks=[watch],
+        peft_config=_lora(options) if options.method == "lora" else None,
+    )
+    trainer.remove_callback("PrinterCallback")
+    return Training(trainer, watch, options)
+
+
+def as_dataset(examples: Sequence[Example]) -> Dataset:
+    """Conversational prompt-completion rows: TRL then puts the loss on the completion alone."""
+    return Dataset.from_list(
+        [
+            {
+                "prompt": list(e.prompt),
+                "completion": [{"role": "assistant", "content": e.completion}],
+            }
+            for e in examples
+        ]
+    )
+
+
+def sft_config(options: SftOptions, scratch: Path, seed: int) -> SFTConfig:
+    bfloat16 = has_fast_bfloat16() if options.dtype == "auto" else options.dtype == "bfloat16"
+    cuda = has_cuda()
+    return SFTConfig(
+        output_dir=str(scratch),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_examples,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        warmup_steps=options.warmup_share,
+        weight_decay=options.weight_decay,
+        max_length=None,
+        completion_only_loss=True,
+        train_sampling_strategy="group_by_length",
+        bf16=bfloat16,
+        use_cpu=not cuda,
+        gradient_checkpointing=cuda,
+        optim="adamw_torch_fused",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        logging_first_step=True,
+        save_strategy="steps",
+        save_steps=options.checkpoint_steps,
+        save_total_limit=2,
+        report_to="none",
+        seed=seed,
+        data_seed=seed,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=cuda,
+        disable_tqdm=True,
+    )
+
+
+def _lora(options: SftOptions) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=options.lora_rank,
+        lora_alpha=2 * options.lora_rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )

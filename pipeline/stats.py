@@ -1,0 +1,79 @@
+"""The statistics every comparison uses. Pure functions on numbers, no records, no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Z_95 = 1.959963984540054
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def wilson(successes: int, trials: int, z: float = Z_95) -> Interval:
+    """Wilson score interval of a proportion (Wilson 1927; Brown, Cai, DasGupta 2001, eq. 4)."""
+    if trials == 0:
+        return Interval(0.0, 1.0)
+    share = successes / trials
+    scale = 1.0 + z * z / trials
+    centre = (share + z * z / (2 * trials)) / scale
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / scale
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+class Paired(NamedTuple):
+    """Two systems on the same items. `difference` is second minus first, in shares."""
+
+    items: int
+    gained: int
+    lost: int
+    difference: float
+    interval: Interval
+    p_value: float
+
+
+def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
+    """Difference of two paired proportions with a 95 % interval and exact McNemar.
+
+    Interval: Agresti and Min 2005, which adds a half to each of the four cells.
+    Raises ValueError when the sequences differ in length or are empty.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"paired samples of {len(first)} and {len(second)} items")
+    items = len(first)
+    gained = sum(b and not a for a, b in zip(first, second, strict=True))
+    lost = sum(a and not b for a, b in zip(first, second, strict=True))
+    n, up, down = items + 2, gained + 0.5, lost + 0.5
+    centre = (up - down) / n
+    half = Z_95 * math.sqrt(max(0.0, up + down - (up - down) ** 2 / n)) / n
+    return Paired(
+        items=items,
+        gained=gained,
+        lost=lost,
+        difference=(gained - lost) / items,
+        interval=Interval(max(-1.0, centre - half), min(1.0, centre + half)),
+        p_value=mcnemar_exact(gained, lost),
+    )
+
+
+def mcnemar_exact(gained: int, lost: int) -> float:
+    """Two-sided exact p of McNemar's test: a fair coin over the discordant pairs (McNemar 1947)."""
+    discordant = gained + lost
+    if discordant == 0:
+        return 1.0
+    tail = sum(math.comb(discordant, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**discordant)
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Unbiased chance that one of k draws is right (Chen et al. 2021, eq. 1).
+
+    Raises ValueError when there are fewer than k samples.
+    """
+    if not 1 <= k <= samples or not 0 <= correct <= samples:
+        raise ValueError(f"pass@{k} of {correct} correct in {samples} samples")
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)

@@ -1,0 +1,155 @@
+"""Files that survive a kill: atomic whole files, and append-only JSON lines.
+
+An appended line is acknowledged once `append` returns: it is in the kernel, so a killed process
+loses nothing; fsync every 32 records or 5 s bounds what a power loss can take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from serve.errors import DataError, DiskError
+
+SYNC_EVERY_RECORDS = 32
+SYNC_EVERY_S = 5.0
+
+AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace `path` whole or not at all: temporary file, fsync, rename, fsync the folder.
+
+    Raises DiskError naming the path and the bytes that did not fit; the old file stays.
+    """
+    raw = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise DiskError(f"cannot write {len(raw)} bytes to {path}: {error.strerror}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: object) -> None:
+    write_file(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def record_line(record: BaseModel) -> str:
+    """One record as the one line that stands for it, the same bytes every time."""
+    return record.model_dump_json(exclude_none=False) + "\n"
+
+
+def write_records(path: Path, records: Iterable[AnyRecord]) -> None:
+    write_file(path, "".join(record_line(r) for r in records))
+
+
+def read_records(path: Path, kind: type[AnyRecord]) -> Iterator[AnyRecord]:
+    """Every record of a JSONL file. Raises DataError naming file and line."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                yield parse_record(line, kind, f"{path.name} line {number}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def parse_record(line: str, kind: type[AnyRecord], place: str) -> AnyRecord:
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "line"
+        raise DataError(
+            f"{place} is not a {kind.__name__.lower()}: {field}: {first['msg']}"
+        ) from error
+
+
+class AppendLog:
+    """An append-only JSONL file with one writer. A torn last line is trimmed when it opens."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab+", buffering=0)
+            self._trim_torn_line()
+        except OSError as error:
+            raise DiskError(f"cannot open {path}: {error.strerror}") from error
+        self._unsynced = 0
+        self._synced_s = time.monotonic()
+
+    def __enter__(self) -> AppendLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._sync()
+        self._file.close()
+
+    def _trim_torn_line(self) -> None:
+        size = self._file.seek(0, os.SEEK_END)
+        position = size
+        while position > 0:
+            start = max(0, position - 65_536)
+            self._file.seek(start)
+            index = self._file.read(position - start).rfind(b"\n")
+            if index >= 0:
+                position = start + index + 1
+                break
+            position = start
+        if position < size:
+            self._file.truncate(position)
+        self._file.seek(0, os.SEEK_END)
+
+    def append(self, records: Iterable[BaseModel]) -> None:
+        """Write the records' lines in one call; on failure the file is cut back to where it was."""
+        raw = "".join(record_line(r) for r in records).encode("utf-8")
+        start = self._file.tell()
+        try:
+            view = memoryview(raw)
+            while view:
+                view = view[self._file.write(view) or 0 :]
+            self._unsynced += 1
+            overdue = time.monotonic() - self._synced_s > SYNC_EVERY_S
+            if self._unsynced >= SYNC_EVERY_RECORDS or overdue:
+                self._sync()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(start)
+                self._file.seek(start)
+            raise DiskError(
+                f"cannot append {len(raw)} bytes to {self.path}: {error.strerror}"
+            ) from error
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._unsynced = 0
+        self._synced_s = time.monotonic()

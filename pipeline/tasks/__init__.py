@@ -1,0 +1,1 @@
+"""Where problems come from, and who says that an answer is right."""

@@ -1,0 +1,76 @@
+"""Problems of the user's own: JSONL files, and Hugging Face datasets by name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.records import Problem
+from serve.errors import DataError
+
+# GSM8K writes its reasoning first and the reference answer after four hashes.
+GSM8K_ANSWER = re.compile(r"####\s*(.+)\s*$")
+
+
+def jsonl_problems(path: Path) -> Iterator[Problem]:
+    """Problems from `{"question": …, "answer": …, "family": …}` lines; family is the file's name.
+
+    Raises DataError naming the file and the first line that is not a problem.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read problems from {path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _problem(line, f"{path.name} line {number}", path.stem)
+
+
+def _problem(line: str, place: str, family: str) -> Problem:
+    try:
+        fields = json.loads(line)
+        if not isinstance(fields, dict):
+            raise ValueError("not an object")
+        if isinstance(fields.get("answer"), (int, float)):
+            fields["answer"] = str(fields["answer"])
+        return Problem.model_validate({"family": family, **fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{place} is not a problem: {field}: {first['msg']}") from error
+    except ValueError as error:
+        raise DataError(
+            f"{place} is not a problem: {error}",
+            hint='each line is {"question": "…", "answer": "…"}',
+        ) from error
+
+
+def dataset_problems(
+    name: str, config: str | None, split: str, question: str, answer: str, revision: str | None
+) -> Iterator[Problem]:
+    """Problems from a Hugging Face dataset, or a local folder of the same shape.
+
+    Raises DataError when it cannot be loaded, or a row lacks a column or a reference answer.
+    """
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, config, split=split, revision=revision)
+    except Exception as error:  # the edge: the library raises a dozen unrelated kinds
+        raise DataError(f"dataset {name} split {split} cannot be loaded: {error}") from error
+    for column in (question, answer):
+        if column not in rows.column_names:
+            raise DataError(f"dataset {name} has no column {column!r}: {rows.column_names}")
+    for index, row in enumerate(rows):
+        reference = str(row[answer])
+        match = GSM8K_ANSWER.search(reference)
+        reference = match[1].replace(",", "") if match else reference
+        if not str(row[question]).strip() or not reference.strip():
+            raise DataError(f"dataset {name} row {index} has an empty {question} or {answer}")
+        yield Problem(
+            question=str(row[question]).strip(), answer=reference.strip(), family=Path(name).name
+        )

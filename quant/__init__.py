@@ -1,0 +1,1 @@
+"""Weights to artifacts, and the proof that they still reason."""

@@ -1,0 +1,26 @@
+"""ENGINES: engine name -> the module that holds its `load`.
+
+Importing this imports no model library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from serve.engines.base import Engine
+from serve.errors import UsageError
+
+ENGINES = {
+    "llama.cpp": "serve.engines.llama_cpp",
+    "transformers": "serve.engines.transformers",
+    "http": "serve.engines.http",
+}
+
+
+def load_engine(name: str, **options: Any) -> Engine:
+    """The engine called `name`, ready to answer. Raises UsageError for a name that is not there."""
+    if name not in ENGINES:
+        raise UsageError(f"unknown engine {name!r}", hint=f"one of {', '.join(ENGINES)}")
+    engine: Engine = import_module(ENGINES[name]).load(**options)
+    return engine

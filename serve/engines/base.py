@@ -1,0 +1,45 @@
+"""The Engine protocol: everything that answers has these verbs, whatever runs underneath."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenScores
+
+LogitsTV = npt.NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """One loaded model.
+
+    `batch_invariant` says that a completion depends on its own request alone, bit for bit, whatever
+    else is answered at the same time; `block` is how many requests are answered together otherwise.
+    """
+
+    name: str
+    batch_invariant: bool
+    block: int
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
+        """Answer all requests, yielding (key, completion) as each finishes, in any order."""
+        ...
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
+        """Answer one conversation piece by piece. Closing the iterator ends the work."""
+        ...
+
+    def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
+        """Log probabilities of `completion` after `messages`."""
+        ...
+
+    def logits(self, ids: Sequence[int]) -> LogitsTV:
+        """Next-token logits (T, V) at every position of `ids`."""
+        ...
+
+    def close(self) -> None:
+        """Free the model. Safe to call twice."""
+        ...

@@ -1,0 +1,331 @@
+"""GGUF engine: continuous batching over llama.cpp with a shared prompt prefix.
+
+Slots are refilled as sequences end. The prefix that requests share (system prompt and worked
+examples) is decoded once in a stream of its own and copied; so is a prompt asked several times in a
+row.
+
+A completion depends on its request alone, bit for bit, so that a resumed run writes the same bytes:
+each prompt is decoded by itself, and every step decodes a fixed number of rows (idle ones padded),
+because llama.cpp's matrix kernels round differently for the last `rows % 4` rows of a batch.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from serve.engines.base import LogitsTV
+from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
+from serve.engines.sampling import pick_token
+from serve.errors import EngineError
+from serve.messages import (
+    Chunk,
+    Completion,
+    Finish,
+    Message,
+    Request,
+    Sampling,
+    Timing,
+    TokenScores,
+)
+
+# Row counts a step may have: kernels treat rows in groups of four and sixteen.
+SMALLEST_STEP_ROWS = 4
+IDLE_TOKEN = 0
+
+
+def load(
+    path: Path, slots: int = 32, context_tokens: int = 1024, threads: int | None = None
+) -> LlamaCppEngine:
+    """Open a GGUF with `slots` sequences answered at a time."""
+    return LlamaCppEngine(path, slots, context_tokens, threads or os.cpu_count() or 1)
+
+
+class _Prompt(NamedTuple):
+    """Token ids of a prompt, cut where the part shared by equal leading messages ends."""
+
+    shared: tuple[int, ...]
+    own: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """A completion in progress: mutable, lives in one slot."""
+
+    request: Request
+    prompt: _Prompt
+    started_s: float
+    ids: list[int] = field(default_factory=list)
+    raw: bytearray = field(default_factory=bytearray)
+    first_token_s: float = 0.0
+    finish: Finish | None = None
+
+    @property
+    def next_position(self) -> int:
+        return len(self.prompt.shared) + len(self.prompt.own) + len(self.ids) - 1
+
+    def completion(self) -> Completion:
+        return Completion(
+            text=_cut_at_stop(self.raw.decode("utf-8", "replace"), self.request.sampling.stop),
+            ids=tuple(self.ids),
+            finish=self.finish or "length",
+            prompt_tokens=len(self.prompt.shared) + len(self.prompt.own),
+            completion_tokens=len(self.ids),
+            timing=Timing(
+                first_token_s=self.first_token_s, total_s=time.monotonic() - self.started_s
+            ),
+        )
+
+
+class LlamaCppEngine:
+    """One GGUF, `slots` conversations at a time.
+
+    One caller at a time: a lock guards the context.
+    """
+
+    batch_invariant = True
+    block = 1
+
+    def __init__(self, path: Path, slots: int, context_tokens: int, threads: int) -> None:
+        self.name = f"llama.cpp:{path.name}"
+        self._slots = max(SMALLEST_STEP_ROWS, 1 << (slots - 1).bit_length())
+        self._prefix_stream, self._prompt_stream = self._slots, self._slots + 1
+        self.model = LlamaModel(path, self._slots + 2, context_tokens, threads)
+        self._template = self.model.chat_template()
+        self._prefix_ids: tuple[int, ...] | None = None
+        self._prompt_read: tuple[_Prompt, LogitsTV] | None = None
+        self._shared_by_lead: dict[tuple[Message, ...], tuple[int, ...]] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        self.model.close()
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The exact ids a conversation is answered after."""
+        return self.model.tokenize(self._template.render(messages))
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
+        with self._lock:
+            yield from self._generate(requests)
+
+    def _generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
+        # Requests with the same leading messages are neighbours, so each prefix is decoded once.
+        pending = deque(sorted(requests, key=lambda r: hash_free_lead(r.messages)))
+        active: dict[int, _Sequence] = {}
+        rows = self._slots
+        while pending or active:
+            for slot in range(self._slots):
+                if pending and slot not in active:
+                    active[slot] = self._admit(slot, pending.popleft())
+            yield from self._retire(active)
+            if not pending:
+                rows = self._compact(active, rows)
+            if active:
+                self._step(active, rows)
+                yield from self._retire(active)
+            if pending:
+                rows = self._slots
+
+    def _admit(self, slot: int, request: Request) -> _Sequence:
+        """Put one prompt into `slot` and draw its first token."""
+        sequence = _Sequence(request, self._prompt(request.messages), time.monotonic())
+        length = len(sequence.prompt.shared) + len(sequence.prompt.own)
+        if length >= self.model.context_tokens:
+            raise EngineError(
+                f"prompt of {length} tokens does not fit {self.model.context_tokens} tokens "
+                f"({self.name}, request {request.key})",
+                hint="raise context_tokens",
+            )
+        logits_V = self._read_prompt(sequence.prompt)
+        self.model.clear_sequence(slot)
+        self.model.copy_sequence(self._prompt_stream, slot)
+        self._accept(sequence, logits_V)
+        return sequence
+
+    def _read_prompt(self, prompt: _Prompt) -> LogitsTV:
+        """Decode `prompt` into its stream unless it is there; the logits (V,) that follow it."""
+        if self._prompt_read is None or self._prompt_read[0] != prompt:
+            self._prompt_read = None
+            if prompt.shared and prompt.shared != self._prefix_ids:
+                self._prefix_ids = None
+                self.model.clear_sequence(self._prefix_stream)
+                self._prefill(self._prefix_stream, prompt.shared, 0)
+                self._prefix_ids = prompt.shared
+            self.model.clear_sequence(self._prompt_stream)
+            if prompt.shared:
+                self.model.copy_sequence(self._prefix_stream, self._prompt_stream)
+            row = self._prefill(self._prompt_stream, prompt.own, len(prompt.shared))
+            self._prompt_read = (prompt, self.model.logits(row).copy())
+        return self._prompt_read[1]
+
+    def _prefill(self, slot: int, ids: Sequence[int], first_position: int) -> int:
+        """Decode `ids` into `slot`; returns the row whose logits follow the last id."""
+        row = -1
+        for start in range(0, len(ids), DECODE_BATCH_TOKENS):
+            part = ids[start : start + DECODE_BATCH_TOKENS]
+            last = start + len(part) == len(ids)
+            self.model.decode(
+                [
+                    Row(token, first_position + start + i, slot, last and i == len(part) - 1)
+                    for i, token in enumerate(part)
+                ]
+            )
+            row = len(part) - 1
+        return row
+
+    def _step(self, active: dict[int, _Sequence], rows: int) -> None:
+        """One token for every active slot; idle slots below `rows` decode a token nobody reads."""
+        batch = []
+        for slot in range(rows):
+            sequence = active.get(slot)
+            if sequence is None:
+                self.model.clear_sequence(slot)
+                batch.append(Row(IDLE_TOKEN, 0, slot, True))
+            else:
+                batch.append(Row(sequence.ids[-1], sequence.next_position, slot, True))
+        self.model.decode(batch)
+        for slot, sequence in active.items():
+            self._accept(sequence, self.model.logits(slot))
+
+    def _accept(self, sequence: _Sequence, logits_V: LogitsTV) -> None:
+        """Draw the next token and see whether the answer ends with it."""
+        sampling = sequence.request.sampling
+        token = pick_token(logits_V, sampling, len(sequence.ids))
+        if not sequence.first_token_s:
+            sequence.first_token_s = time.monotonic() - sequence.started_s
+        if self.model.ends(token):
+            sequence.finish = "stop"
+            return
+        sequence.ids.append(token)
+        sequence.raw += self.model.piece(token)
+        if (
+            sampling.stop
+            and _stop_index(sequence.raw.decode("utf-8", "replace"), sampling.stop) >= 0
+        ):
+            sequence.finish = "stop"
+        elif (
+            len(sequence.ids) >= sampling.max_tokens
+            or sequence.next_position + 1 >= self.model.context_tokens
+        ):
+            sequence.finish = "length"
+
+    def _retire(self, active: dict[int, _Sequence]) -> Iterator[tuple[str, Completion]]:
+        for slot in [s for s, sequence in active.items() if sequence.finish]:
+            sequence = active.pop(slot)
+            yield sequence.request.key, sequence.completion()
+
+    def _compact(self, active: dict[int, _Sequence], rows: int) -> int:
+        """Halve the step while the remaining sequences fit, moving those above into free slots."""
+        while rows // 2 >= max(SMALLEST_STEP_ROWS, len(active)):
+            rows //= 2
+        free = iter([slot for slot in range(rows) if slot not in active])
+        for slot in [s for s in active if s >= rows]:
+            target = next(free)
+            self.model.clear_sequence(target)
+            self.model.copy_sequence(slot, target)
+            active[target] = active.pop(slot)
+        return rows
+
+    def _prompt(self, messages: tuple[Message, ...]) -> _Prompt:
+        ids = tuple(self.prompt_ids(messages))
+        shared = self._shared_ids(messages)
+        if not shared or ids[: len(shared)] != shared or len(ids) == len(shared):
+            return _Prompt((), ids)
+        return _Prompt(shared, ids[len(shared) :])
+
+    def _shared_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        """Ids that every conversation with the same leading messages begins with.
+
+        Found by rendering two last messages that share no first character, never by comparing the
+        requests at hand: which requests those are must not change where a prompt is cut.
+        """
+        lead = messages[:-1]
+        if lead not in self._shared_by_lead:
+            first, second = (
+                self.prompt_ids([*lead, Message(role=messages[-1].role, content=text)])
+                for text in ("0", "Zebra")
+            )
+            same = next(
+                (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+                len(first),
+            )
+            self._shared_by_lead[lead] = tuple(first[:same])
+        return self._shared_by_lead[lead]
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
+        """One conversation alone, one row a step: the fastest first token, no padding."""
+        with self._lock:
+            request = Request(key="stream", messages=tuple(messages), sampling=sampling)
+            sequence = self._admit(0, request)
+            sent, pieces = 0, 0
+            while True:
+                text = _settled_text(sequence, sampling.stop)
+                if len(text) > sent:
+                    yield Chunk(text=text[sent:], tokens=len(sequence.ids) - pieces)
+                    sent, pieces = len(text), len(sequence.ids)
+                if sequence.finish:
+                    yield Chunk(tokens=len(sequence.ids) - pieces, finish=sequence.finish)
+                    return
+                self.model.decode([Row(sequence.ids[-1], sequence.next_position, 0, True)])
+                self._accept(sequence, self.model.logits(0))
+
+    def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
+        prompt = self.prompt_ids(messages)
+        ids = self.model.tokenize(completion, special=False)
+        logits_TV = self.logits([*prompt, *ids])[len(prompt) - 1 : -1]
+        best_T1 = logits_TV.max(axis=1, keepdims=True)
+        normalizer_T = best_T1[:, 0] + np.log(np.exp(logits_TV - best_T1).sum(axis=1))
+        logprobs_T = logits_TV[np.arange(len(ids)), ids] - normalizer_T
+        lengths = [len(self.model.piece(token)) for token in ids]
+        return TokenScores(
+            ids=tuple(ids),
+            byte_offsets=tuple(int(x) for x in np.cumsum([0, *lengths[:-1]])) if ids else (),
+            logprobs_nats=tuple(float(x) for x in logprobs_T),
+        )
+
+    def logits(self, ids: Sequence[int]) -> LogitsTV:
+        if len(ids) > self.model.context_tokens:
+            raise EngineError(
+                f"{len(ids)} tokens do not fit {self.model.context_tokens} tokens ({self.name})"
+            )
+        with self._lock:
+            self.model.clear_sequence(0)
+            parts = []
+            for start in range(0, len(ids), DECODE_BATCH_TOKENS):
+                part = ids[start : start + DECODE_BATCH_TOKENS]
+                self.model.decode([Row(t, start + i, 0, True) for i, t in enumerate(part)])
+                parts += [self.model.logits(i).copy() for i in range(len(part))]
+            return np.stack(parts)
+
+
+def hash_free_lead(messages: tuple[Message, ...]) -> tuple[str, ...]:
+    """A sort key for the leading messages that is the same in every process."""
+    return tuple(f"{m.role}\0{m.content}" for m in messages[:-1])
+
+
+def _stop_index(text: str, stop: Sequence[str]) -> int:
+    found = [index for index in (text.find(s) for s in stop if s) if index >= 0]
+    return min(found, default=-1)
+
+
+def _cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    index = _stop_index(text, stop)
+    return text if index < 0 else text[:index]
+
+
+def _settled_text(sequence: _Sequence, stop: Sequence[str]) -> str:
+    """Text that later tokens cannot change: whole characters, no half of a stop string."""
+    text = sequence.raw.decode("utf-8", "replace")
+    if sequence.finish:
+        return _cut_at_stop(text, stop)
+    text = text.rstrip("\ufffd")
+    held = max((len(s) - 1 for s in stop), default=0)
+    return text[: len(text) - held] if held else text

@@ -1,0 +1,246 @@
+"""The unquantized reference: a safetensors checkpoint through transformers, on CPU or CUDA.
+
+Requests are answered in fixed blocks, padded on the left, with Hugging Face's own `generate`; only
+the
+draw of each token is ours, so that a request's seed means the same here as in every other engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+
+from serve.engines.base import LogitsTV
+from serve.engines.sampling import pick_token
+from serve.errors import EngineError
+from serve.hardware import has_cuda, has_fast_bfloat16
+from serve.messages import Chunk, Completion, Message, Request, Sampling, Timing, TokenScores
+
+
+def load(
+    path: Path, slots: int = 32, context_tokens: int = 4096, dtype: str = "auto"
+) -> TransformersEngine:
+    """Open a checkpoint folder; `dtype` auto is bfloat16 where the hardware has it."""
+    return TransformersEngine(path, slots, context_tokens, dtype)
+
+
+class TransformersEngine:
+    """One checkpoint, `slots` requests in a block."""
+
+    batch_invariant = False
+
+    def __init__(self, path: Path, slots: int, context_tokens: int, dtype: str) -> None:
+        self.name = f"transformers:{path.name}"
+        self.block = slots
+        self._context_tokens = context_tokens
+        wanted = ("bfloat16" if has_fast_bfloat16() else "float32") if dtype == "auto" else dtype
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            self.model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=getattr(torch, wanted), local_files_only=True, use_safetensors=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise EngineError(f"checkpoint {path} does not load: {error}") from error
+        self.model.to("cuda" if has_cuda() else "cpu").eval()
+        self._pad = self.tokenizer.pad_token_id
+        if self._pad is None:
+            self._pad = self.tokenizer.eos_token_id
+        ends = self.model.generation_config.eos_token_id
+        self._ends = {
+            self.tokenizer.eos_token_id,
+            *([ends] if isinstance(ends, int) else ends or []),
+        }
+
+    def close(self) -> None:
+        self.model = None
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
+        for start in range(0, len(requests), self.block):
+            yield from self._generate_block(requests[start : start + self.block])
+
+    @torch.inference_mode()
+    def _generate_block(self, requests: Sequence[Request]) -> list[tuple[str, Completion]]:
+        started_s = time.monotonic()
+        prompts = [self.prompt_ids(r.messages) for r in requests]
+        width = max(map(len, prompts))
+        limit = max(r.sampling.max_tokens for r in requests)
+        if width + limit > self._context_tokens:
+            limit = self._context_tokens - width
+        if limit <= 0:
+            raise EngineError(f"prompt of {width} tokens, context {self._context_tokens} tokens")
+        ids_BT = torch.tensor([[self._pad] * (width - len(p)) + p for p in prompts])
+        mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        draw = _Draw([r.sampling for r in requests], width)
+        out_BT = self.model.generate(
+            ids_BT.to(self.model.device),
+            attention_mask=mask_BT.to(self.model.device),
+            max_new_tokens=limit,
+            do_sample=False,
+            pad_token_id=self._pad,
+            eos_token_id=sorted(self._ends),
+            logits_processor=LogitsProcessorList([draw]),
+            stopping_criteria=StoppingCriteriaList([_Stops(self, requests, width)]),
+        )
+        total_s = time.monotonic() - started_s
+        return [
+            (
+                request.key,
+                self._completion(request, len(prompt), row[width:].tolist(), total_s, draw.first_s),
+            )
+            for request, prompt, row in zip(requests, prompts, out_BT, strict=True)
+        ]
+
+    def _completion(
+        self, request: Request, prompt_tokens: int, ids: list[int], total_s: float, first_s: float
+    ) -> Completion:
+        ids = ids[: request.sampling.max_tokens]
+        end = next((i for i, token in enumerate(ids) if token in self._ends), None)
+        ids = ids if end is None else ids[:end]
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        found = [i for i in (text.find(s) for s in request.sampling.stop) if i >= 0]
+        return Completion(
+            text=text[: min(found)] if found else text,
+            ids=tuple(ids),
+            finish="stop" if end is not None or found else "length",
+            prompt_tokens=prompt_tokens,
+            completion_tokens=len(ids),
+            timing=Timing(first_token_s=first_s, total_s=total_s),
+        )
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        prompt = self.prompt_ids(messages)
+        count = _Draw([sampling], len(prompt))
+        left = _Leaves()
+        options: dict[str, Any] = {
+            "max_new_tokens": sampling.max_tokens,
+            "do_sample": False,
+            "pad_token_id": self._pad,
+            "eos_token_id": sorted(self._ends),
+            "streamer": streamer,
+            "logits_processor": LogitsProcessorList([count]),
+            "stopping_criteria": StoppingCriteriaList([left]),
+        }
+        ids_BT = torch.tensor([prompt], device=self.model.device)
+        worker = Thread(
+            target=self.model.generate,
+            args=(ids_BT,),
+            kwargs={"attention_mask": torch.ones_like(ids_BT), **options},
+            daemon=True,
+        )
+        worker.start()
+        seen = 0
+        try:
+            for text in streamer:
+                if text:
+                    yield Chunk(text=text, tokens=count.drawn - seen)
+                    seen = count.drawn
+            worker.join()
+            finish = "stop" if count.last in self._ends else "length"
+            yield Chunk(finish="stop" if finish == "stop" else "length")
+        finally:
+            left.asked = True
+            worker.join()
+
+    def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
+        prompt = self.prompt_ids(messages)
+        encoded = self.tokenizer(completion, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = encoded["input_ids"]
+        logits_TV = torch.from_numpy(self.logits([*prompt, *ids]))[len(prompt) - 1 : -1]
+        logprobs_TV = logits_TV.double().log_softmax(dim=-1)
+        logprobs_T = logprobs_TV.gather(1, torch.tensor(ids)[:, None])[:, 0]
+        return TokenScores(
+            ids=tuple(ids),
+            byte_offsets=tuple(
+                len(completion[:start].encode()) for start, _ in encoded["offset_mapping"]
+            ),
+            logprobs_nats=tuple(logprobs_T.tolist()),
+        )
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> LogitsTV:
+        ids_BT = torch.tensor([list(ids)], device=self.model.device)
+        logits_BTV = self.model(ids_BT).logits
+        result: LogitsTV = logits_BTV[0].float().cpu().numpy()
+        return result
+
+
+class _Draw(LogitsProcessor):  # type: ignore[misc]
+    """Leaves one token per row possible: the one its own sampling draws at this position."""
+
+    def __init__(self, samplings: Sequence[Sampling], width: int) -> None:
+        self._samplings = samplings
+        self._width = width
+        self._started_s = time.monotonic()
+        self.drawn = 0
+        self.last = -1
+        self.first_s = 0.0
+
+    def __call__(self, ids_BT: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
+        self.first_s = self.first_s or time.monotonic() - self._started_s
+        self.drawn += 1
+        if all(s.temperature == 0.0 for s in self._samplings):
+            self.last = int(scores_BV[-1].argmax())
+            return scores_BV
+        position = ids_BT.shape[1] - self._width
+        rows = scores_BV.float().cpu().numpy()
+        chosen = np.array(
+            [pick_token(row, s, position) for row, s in zip(rows, self._samplings, strict=True)]
+        )
+        self.last = int(chosen[-1])
+        only_BV = torch.full_like(scores_BV, -torch.inf)
+        only_BV[torch.arange(len(chosen)), torch.from_numpy(chosen)] = 0.0
+        return only_BV
+
+
+class _Stops(StoppingCriteria):  # type: ignore[misc]
+    """Ends rows that wrote one of their stop strings or reached their own token limit."""
+
+    def __init__(self, engine: TransformersEngine, requests: Sequence[Request], width: int) -> None:
+        self._engine, self._requests, self._width = engine, requests, width
+
+    def __call__(self, ids_BT: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        length = ids_BT.shape[1] - self._width
+        return torch.tensor(
+            [
+                length >= request.sampling.max_tokens or self._wrote_stop(request, row)
+                for request, row in zip(self._requests, ids_BT, strict=True)
+            ],
+            device=ids_BT.device,
+        )
+
+    def _wrote_stop(self, request: Request, row: torch.Tensor) -> bool:
+        if not request.sampling.stop:
+            return False
+        text = self._engine.tokenizer.decode(row[self._width :], skip_special_tokens=True)
+        return any(stop in text for stop in request.sampling.stop)
+
+
+class _Leaves(StoppingCriteria):  # type: ignore[misc]
+    """Ends a stream whose reader is gone."""
+
+    asked = False
+
+    def __call__(self, ids_BT: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((ids_BT.shape[0],), self.asked, device=ids_BT.device)

@@ -1,0 +1,77 @@
+"""The words every part speaks: messages in, completions, chunks and token scores out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Finish = Literal["stop", "length"]
+
+
+class Record(BaseModel):
+    """A frozen record that refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Message(Record):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Sampling(Record):
+    """How one completion is drawn. Temperature 0 is greedy; the seed then changes nothing."""
+
+    temperature: float = Field(0.0, ge=0.0, le=2.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    max_tokens: int = Field(256, ge=1, le=131_072)
+    seed: int = Field(0, ge=0, lt=2**63)
+    stop: tuple[str, ...] = ()
+
+
+class Request(Record):
+    """One question to an engine. `key` names the answer; engines never interpret it."""
+
+    key: str
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+
+
+class Timing(Record):
+    first_token_s: float
+    total_s: float
+
+
+class Completion(Record):
+    """One answer of one model. `length` means the token limit cut it: never treated as `stop`.
+
+    `ids` are the generated token ids without the end token (empty when the engine hides them);
+    `timing` is absent from stored records, because a resumed run must write the same bytes.
+    """
+
+    text: str
+    ids: tuple[int, ...] = ()
+    finish: Finish
+    prompt_tokens: int
+    completion_tokens: int
+    timing: Timing | None = None
+
+
+class Chunk(Record):
+    """A piece of a streamed answer; the last one carries `finish` and no text."""
+
+    text: str = ""
+    tokens: int = 0
+    finish: Finish | None = None
+
+
+class TokenScores(Record):
+    """Natural-log probabilities of a given completion, token by token.
+
+    `byte_offsets[i]` is where token i starts in the UTF-8 bytes of the completion.
+    """
+
+    ids: tuple[int, ...]
+    byte_offsets: tuple[int, ...]
+    logprobs_nats: tuple[float, ...]

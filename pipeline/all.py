@@ -20,6 +20,7 @@ from pipeline.recipe import Recipe, find_recipe, load_recipe
 from pipeline.run import Context, Manifest, RunDir, Stage, run_stage
 from pipeline.store import write_json
 from serve.errors import Interrupted, RetortError
+from serve.models import check_reference
 
 
 def stages(recipe: Recipe) -> list[Stage]:
@@ -70,6 +71,9 @@ def execute(run: RunDir, recipe: Recipe, progress: Progress) -> None:
     """Do every stage that is not proven done, in order."""
     proven: dict[str, Manifest] = {}
     context = Context(seed=recipe.run.seed, progress=progress)
+    if recipe.teacher.engine != "http":
+        check_reference(recipe.teacher.model)
+    check_reference(recipe.student.model)
     write_json(run.root / "recipe.json", recipe.model_dump(mode="json"))
     for stage in stages(recipe):
         inputs = {name: proven[name] for name in stage.needs}

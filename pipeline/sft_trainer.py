@@ -86,10 +86,10 @@ class Training:
     """A trainer ready to run: the few verbs the stage needs."""
 
     def __init__(self, trainer: CompletionTrainer, watch: _Watch, options: SftOptions) -> None:
-        self._trainer, self._watch, self._options = trainer, watch, options
+        self.trainer, self._watch, self._options = trainer, watch, options
 
     def planned_steps(self) -> int:
-        examples = len(self._trainer.train_dataset)
+        examples = len(self.trainer.train_dataset)
         return math.ceil(examples / self._options.batch_examples) * self._options.epochs
 
     def watch(self, on_step: OnStep) -> None:
@@ -97,7 +97,7 @@ class Training:
 
     def run(self, resume: Path | None) -> list[dict[str, float]]:
         """Train to the end; one row a step with its loss in nats and learning rate."""
-        self._trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        self.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         return [
             {
                 "step": row["step"],
@@ -105,17 +105,17 @@ class Training:
                 "loss_nats": row["loss"],
                 "learning_rate": row["learning_rate"],
             }
-            for row in self._trainer.state.log_history
+            for row in self.trainer.state.log_history
             if "loss" in row
         ]
 
     def save(self, folder: Path) -> None:
         """A plain checkpoint in bfloat16, adapters merged, tokenizer beside it."""
-        model = self._trainer.model
+        model = self.trainer.model
         if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
         model.to(torch.bfloat16).save_pretrained(folder)
-        self._trainer.processing_class.save_pretrained(folder)
+        self.trainer.processing_class.save_pretrained(folder)
 
 
 def build_trainer(

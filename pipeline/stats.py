@@ -66,7 +66,7 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     if discordant == 0:
         return 1.0
     tail = sum(math.comb(discordant, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**discordant)
+    return float(min(1.0, 2 * tail / 2**discordant))
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:

@@ -26,7 +26,7 @@ def has_fast_bfloat16() -> bool:
 def has_cuda() -> bool:
     import torch
 
-    return torch.cuda.is_available()
+    return bool(torch.cuda.is_available())
 
 
 def cores() -> int:

@@ -45,22 +45,43 @@ def resolve_model(reference: str, sha256: str | None = None) -> Path:
     Raises UsageError for a malformed reference, DataError when a file or package is missing,
     UntrustedFile when the hash differs.
     """
-    kind, _, rest = reference.partition(":")
-    if kind == "path" and rest:
-        path = Path(rest).expanduser()
-    elif kind == "wheel" and "/" in rest:
-        path = _from_packages(rest, sha256)
-    elif kind == "hub" and "/" in rest:
+    kind, rest = _parse(reference)
+    if kind == "hub":
         path = _from_hub(rest)
+    elif kind == "wheel":
+        path = _from_packages(rest, sha256)
     else:
-        raise UsageError(
-            f"model reference {reference!r} is none of path:…, wheel:PACKAGE/FILE, hub:OWNER/NAME"
-        )
+        path = Path(rest).expanduser()
     if not path.exists():
         raise DataError(f"model {reference} is not there: {path.name} does not exist")
     if sha256 is not None:
         _check(path, sha256, reference)
     return path
+
+
+def check_reference(reference: str) -> None:
+    """Refuse early what cannot be found: well formed, and there (not asked of a hub).
+
+    No hashing.
+    """
+    kind, rest = _parse(reference)
+    paths = []
+    if kind == "wheel":
+        paths = [_package_file(name) for name in _expand(rest)]
+    elif kind == "path":
+        paths = [Path(rest).expanduser()]
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"model {reference} is not there: {path.name} does not exist")
+
+
+def _parse(reference: str) -> tuple[str, str]:
+    kind, _, rest = reference.partition(":")
+    if kind not in ("path", "wheel", "hub") or not rest or (kind != "path" and "/" not in rest):
+        raise UsageError(
+            f"model reference {reference!r} is none of path:…, wheel:PACKAGE/FILE, hub:OWNER/NAME"
+        )
+    return kind, rest
 
 
 def _check(path: Path, sha256: str, reference: str) -> None:

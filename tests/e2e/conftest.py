@@ -1,0 +1,40 @@
+"""One smoke run with the real teacher and the real student, shared by the whole session."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Finished:
+    root: Path
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_smoke(root: Path, *arguments: str) -> Finished:
+    """`python -m pipeline.all smoke` to its end, offline."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.all", "smoke", "--run", str(root), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        timeout=1200,
+        check=False,
+    )
+    return Finished(root, done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> Finished:
+    finished = run_smoke(tmp_path_factory.mktemp("smoke") / "smoke")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished

@@ -1,0 +1,156 @@
+"""The real student in every engine: the promises of the Engine protocol."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.recipe import find_recipe, load_recipe
+from pipeline.student import student_checkpoint
+from serve.engines import load_engine
+from serve.errors import EngineError, UsageError
+from serve.messages import Message, Request, Sampling
+from serve.models import resolve_model
+
+RECIPE = load_recipe(find_recipe("smoke"))
+QUESTIONS = [f"What is {a} plus {a + 3}?" for a in range(24)]
+
+
+@pytest.fixture(scope="module")
+def gguf() -> Path:
+    return resolve_model(RECIPE.student.model, RECIPE.student.sha256)
+
+
+@pytest.fixture(scope="module")
+def llama(gguf):
+    engine = load_engine("llama.cpp", path=gguf, slots=16, context_tokens=512)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def reference():
+    engine = load_engine(
+        "transformers", path=student_checkpoint(RECIPE.student), slots=8, dtype="float32"
+    )
+    yield engine
+    engine.close()
+
+
+def turns(question: str) -> tuple[Message, ...]:
+    return (
+        Message(role="system", content="Answer briefly."),
+        Message(role="user", content=question),
+    )
+
+
+def requests(temperature: float = 1.0, **options) -> list[Request]:
+    return [
+        Request(
+            key=str(i),
+            messages=turns(question),
+            sampling=Sampling(temperature=temperature, seed=i, max_tokens=24, **options),
+        )
+        for i, question in enumerate(QUESTIONS)
+    ]
+
+
+def test_a_completion_depends_on_its_request_alone(llama, gguf):
+    """Bit for bit: other company, other order, other slot count, one by one."""
+    asked = requests()
+    expected = {key: c.ids for key, c in llama.generate(asked)}
+    assert len(set(expected.values())) > len(asked) // 2
+    for some in (asked[::-1], asked[3:8], asked[11:12]):
+        assert {k: c.ids for k, c in llama.generate(some)} == {r.key: expected[r.key] for r in some}
+    other = load_engine("llama.cpp", path=gguf, slots=4, context_tokens=512)
+    try:
+        assert {k: c.ids for k, c in other.generate(asked)} == expected
+    finally:
+        other.close()
+
+
+def test_samples_of_one_prompt_share_its_prefill_and_differ(llama):
+    asked = [
+        Request(
+            key=str(seed),
+            messages=turns("Tell me something."),
+            sampling=Sampling(temperature=1.0, seed=seed, max_tokens=16),
+        )
+        for seed in range(6)
+    ]
+    together = {k: c.ids for k, c in llama.generate(asked)}
+    alone = {k: c.ids for r in asked for k, c in llama.generate([r])}
+    assert together == alone
+    assert len(set(together.values())) > 3
+
+
+def test_a_stream_says_what_generate_says(llama):
+    request = requests(temperature=0.0)[2]
+    ((_, whole),) = llama.generate([request])
+    chunks = list(llama.stream(request.messages, request.sampling))
+    assert chunks[-1].finish == whole.finish
+    assert sum(c.tokens for c in chunks) == whole.completion_tokens
+    streamed = "".join(c.text for c in chunks)
+    # One row a step rounds differently from a padded step: the beginning must agree.
+    assert streamed[:20] == whole.text[:20]
+
+
+def test_a_stop_string_ends_the_answer_before_it(llama):
+    ((_, cut),) = llama.generate(requests(temperature=0.0, stop=("plus",))[2:3])
+    ((_, whole),) = llama.generate(requests(temperature=0.0)[2:3])
+    assert "plus" in whole.text
+    assert (cut.text, cut.finish) == (whole.text.partition("plus")[0], "stop")
+
+
+def test_the_token_limit_is_length_and_never_stop(llama):
+    answers = dict(llama.generate(requests(temperature=0.0)))
+    for completion in answers.values():
+        assert (completion.finish == "length") == (completion.completion_tokens == 24)
+
+
+def test_prompt_ids_are_equal_in_both_runtimes(llama, reference):
+    for question in [*QUESTIONS, "Grüße, 東京! <b>x</b>\n\n  spaced   out\t", "a" * 300]:
+        assert llama.prompt_ids(turns(question)) == reference.prompt_ids(turns(question))
+
+
+def test_scores_agree_between_the_runtimes(llama, reference):
+    text = "The answer is 2 plus 5, which is 7."
+    ours, theirs = (e.score(turns(QUESTIONS[2]), text) for e in (llama, reference))
+    assert (ours.ids, ours.byte_offsets) == (theirs.ids, theirs.byte_offsets)
+    # The GGUF keeps its Q4_1 weights and quantizes activations; the reference is float32.
+    assert np.mean(np.abs(np.subtract(ours.logprobs_nats, theirs.logprobs_nats))) < 0.15
+    assert sum(ours.logprobs_nats) < 0
+
+
+def test_logits_have_a_row_a_token(llama):
+    ids = llama.prompt_ids(turns("Hello"))
+    logits_TV = llama.logits(ids)
+    assert logits_TV.shape == (len(ids), 49_152)
+
+
+def test_the_reference_repeats_itself_and_obeys_seeds(reference):
+    asked = requests()[:8]
+    first = {k: c.ids for k, c in reference.generate(asked)}
+    assert {k: c.ids for k, c in reference.generate(asked)} == first
+    greedy = {k: c.ids for k, c in reference.generate(requests(temperature=0.0)[:8])}
+    assert greedy != first
+
+
+def test_a_prompt_that_does_not_fit_is_refused_by_name(llama):
+    long = Request(key="long-one", messages=turns("word " * 600))
+    with pytest.raises(EngineError, match=r"does not fit 512 tokens .* request long-one"):
+        list(llama.generate([long]))
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(hashlib.sha256(b"x").digest() * 100)
+    with pytest.raises(EngineError, match=r"broken\.gguf does not load"):
+        load_engine("llama.cpp", path=path)
+
+
+def test_an_unknown_engine_lists_the_known_ones():
+    with pytest.raises(UsageError) as caught:
+        load_engine("magic")
+    assert caught.value.hint == "one of llama.cpp, transformers, http"

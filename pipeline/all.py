@@ -9,6 +9,7 @@ is done again, and nothing before it.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -21,6 +22,14 @@ from pipeline.run import Context, Manifest, RunDir, Stage, run_stage
 from pipeline.store import write_json
 from serve.errors import Interrupted, RetortError
 from serve.models import check_reference
+
+# Libraries that draw bars and print advice of their own; the run's log keeps their warnings.
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def stages(recipe: Recipe) -> list[Stage]:
@@ -91,6 +100,8 @@ def execute(run: RunDir, recipe: Recipe, progress: Progress) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, print the ladder. Returns the exit code; errors become one line on stderr."""
     options = _parser().parse_args(arguments)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     signal.signal(signal.SIGTERM, _interrupt)
     progress = Progress()
     try:

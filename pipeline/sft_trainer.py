@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.recipe import SftOptions
@@ -43,14 +43,16 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         plain = self.accelerator.unwrap_model(model)
         causal = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
-        hidden_BTD = causal.base_model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            use_cache=False,
-        ).last_hidden_state
         labels_BT = inputs["labels"][:, 1:]
         supervised_BT = labels_BT != -100
-        logits_SV = causal.get_output_embeddings()(hidden_BTD[:, :-1][supervised_BT])
+        # accelerate puts autocast around `model.forward`, which this way round does not pass.
+        with self.accelerator.autocast():
+            hidden_BTD = causal.base_model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                use_cache=False,
+            ).last_hidden_state
+            logits_SV = causal.get_output_embeddings()(hidden_BTD[:, :-1][supervised_BT])
         total = functional.cross_entropy(
             logits_SV.float(), labels_BT[supervised_BT], reduction="sum"
         )
@@ -131,7 +133,11 @@ def build_trainer(
     watch = _Watch()
     trainer = CompletionTrainer(
         model=AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.float32, local_files_only=True
+            base,
+            dtype=torch.float32,
+            local_files_only=True,
+            # On a CPU the backward of fused attention takes half the step, plain matrices a tenth.
+            attn_implementation=None if has_cuda() else "eager",
         ),
         args=sft_config(options, scratch, seed),
         train_dataset=as_dataset(examples),
@@ -139,7 +145,7 @@ def build_trainer(
         callbacks=[watch],
         peft_config=_lora(options) if options.method == "lora" else None,
     )
-    trainer.remove_callback("PrinterCallback")
+    trainer.remove_callback(PrinterCallback)
     return Training(trainer, watch, options)
 
 
@@ -169,8 +175,8 @@ def sft_config(options: SftOptions, scratch: Path, seed: int) -> SFTConfig:
         warmup_steps=options.warmup_share,
         weight_decay=options.weight_decay,
         max_length=None,
+        pad_to_multiple_of=16,
         completion_only_loss=True,
-        train_sampling_strategy="group_by_length",
         bf16=bfloat16,
         use_cpu=not cuda,
         gradient_checkpointing=cuda,

@@ -10,13 +10,14 @@ import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pipeline.recipe import StudentOptions
 from serve.errors import DataError, DiskError
 from serve.models import cache_folder, file_sha256, resolve_model
 
 # Bump when the conversion below changes what it writes.
-CONVERSION_VERSION = 1
+CONVERSION_VERSION = 2
 
 
 def student_identity(student: StudentOptions) -> str:
@@ -41,12 +42,12 @@ def student_checkpoint(student: StudentOptions) -> Path:
 def _dequantize(gguf: Path, folder: Path) -> None:
     """Write the checkpoint beside its final place, then rename: never a half-written student."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     packed = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = _tokenizer(gguf)
     config = packed.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -64,3 +65,32 @@ def _dequantize(gguf: Path, folder: Path) -> None:
         os.replace(temporary, folder)
     except OSError as error:
         raise DiskError(f"cannot write the student checkpoint to {folder}: {error}") from error
+
+
+def _tokenizer(gguf: Path) -> Any:
+    """The tokenizer of a GGUF as the file describes it.
+
+    transformers rebuilds vocabulary and merges but takes the begin token for the end token and
+    forgets the pre-tokenizer's name; both come from the file's own metadata here.
+    """
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    fields = GGUFReader(gguf).fields
+    for name in ("bos", "eos", "unknown", "padding"):
+        field = fields.get(f"tokenizer.ggml.{name}_token_id")
+        if field is not None:
+            token = tokenizer.convert_ids_to_tokens(int(field.contents()))
+            attribute = {"unknown": "unk", "padding": "pad"}.get(name, name)
+            setattr(tokenizer, f"{attribute}_token", token)
+    before_merges = fields.get("tokenizer.ggml.pre")
+    if before_merges is not None and before_merges.contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+    return tokenizer

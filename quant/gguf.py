@@ -68,8 +68,13 @@ def convert(checkpoint: Path, target: Path) -> None:
         raise EngineError(f"converter ended with {done.returncode}: {lines[-1]}")
 
 
-def quantize(source: Path, target: Path, file_type: str, threads: int) -> None:
-    """Write `source` (F16 GGUF) as `file_type`. Raises UsageError, EngineError."""
+def quantize(
+    source: Path, target: Path, file_type: str, threads: int, requantize: bool = False
+) -> None:
+    """Write `source` (an F16 GGUF) as `file_type`. Raises UsageError, EngineError.
+
+    `requantize` lets `source` be a quantized file: its values are decoded and encoded again.
+    """
     if file_type not in FILE_TYPES:
         raise UsageError(
             f"unknown GGUF type {file_type!r}", hint=f"one of {', '.join(sorted(FILE_TYPES))}"
@@ -81,6 +86,7 @@ def quantize(source: Path, target: Path, file_type: str, threads: int) -> None:
     options = native.llama_model_quantize_default_params()
     options.ftype = FILE_TYPES[file_type]
     options.nthread = threads
+    options.allow_requantize = requantize
     partial = target.with_suffix(".partial")
     status = native.llama_model_quantize(
         str(source).encode(), str(partial).encode(), ctypes.byref(options)

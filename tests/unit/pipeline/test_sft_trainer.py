@@ -1,0 +1,180 @@
+"""The trainer on a tiny random llama: the loss is TRL's, what is supervised, and what stops it."""
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl import SFTTrainer
+
+from pipeline import sft
+from pipeline.progress import Progress
+from pipeline.recipe import SftOptions, StudentOptions
+from pipeline.records import Example, Problem, Trace, Verdict
+from pipeline.run import Context
+from pipeline.sft_trainer import build_trainer
+from pipeline.store import write_records
+from serve.errors import DataError, TrainingDiverged
+from serve.messages import Completion
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+OPTIONS = SftOptions(epochs=2, batch_examples=4, learning_rate=1e-3, dtype="float32")
+STUDENT = StudentOptions(model="path:unused", system="s")
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    specials = ["<|end|>", "<|user|>", "<|system|>", "<|assistant|>", "<unk>"]
+    letters = [chr(c) for c in range(32, 127)] + ["\n"]
+    vocabulary = {token: i for i, token in enumerate(specials + letters)}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<|end|>", pad_token="<|end|>", unk_token="<unk>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": specials[1:4]})
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def examples(count: int = 10) -> list[Example]:
+    return [
+        Example(
+            key=str(i),
+            family="f",
+            prompt=({"role": "user", "content": f"{i} + 1 =" + " " * (i % 3)},),
+            completion=f"<think>\n{i} + 1 = {i + 1}\n</think>\nAnswer: {i + 1}",
+        )
+        for i in range(count)
+    ]
+
+
+def build(student: Path, tmp_path: Path, options: SftOptions = OPTIONS, count: int = 10):
+    return build_trainer(student, tokenizer_of(student), examples(count), options, tmp_path, 1)
+
+
+def test_the_loss_on_supervised_rows_is_trl_s_own(student, tmp_path):
+    trainer = build(student, tmp_path).trainer
+    batch = next(iter(trainer.get_train_dataloader()))
+    ours = trainer.compute_loss(trainer.model, dict(batch))
+    theirs = SFTTrainer.compute_loss(trainer, trainer.model, dict(batch))
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert ours.item() == pytest.approx(math.log(100), abs=0.5)  # an untrained model guesses
+
+
+def test_only_the_completion_is_supervised(student, tmp_path):
+    trainer = build(student, tmp_path).trainer
+    tokenizer = tokenizer_of(student)
+    batch = next(iter(trainer.get_train_dataloader()))
+    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        text = tokenizer.decode(labels[labels != -100], skip_special_tokens=False)
+        assert text.replace(" ", "").startswith("<think>")
+        assert text.replace(" ", "").endswith("<|end|>")
+        assert len(ids) % 16 == 0
+
+
+def test_training_twice_gives_the_same_losses(student, tmp_path):
+    first = build(student, tmp_path / "a").run(None)
+    second = build(student, tmp_path / "b").run(None)
+    assert first == second
+    assert [row["step"] for row in first] == [1, 2, 3, 4, 5, 6]
+    assert first[-1]["loss_nats"] < first[0]["loss_nats"]
+
+
+def test_a_resumed_training_ends_with_the_same_weights(student, tmp_path):
+    options = OPTIONS.model_copy(update={"checkpoint_steps": 2})
+    whole = build(student, tmp_path / "a", options)
+    losses = whole.run(None)
+    whole.save(tmp_path / "whole")
+    resumed = build(student, tmp_path / "b", options)
+    assert resumed.run(tmp_path / "a" / "checkpoint-4") == losses
+    resumed.save(tmp_path / "resumed")
+    one, two = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed")
+    )
+    assert one == two
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(student, tmp_path):
+    training = build(student, tmp_path)
+    with torch.no_grad():
+        next(training.trainer.model.parameters())[0] = math.nan
+        training.trainer.model.lm_head.weight[5] = math.inf
+    with pytest.raises(TrainingDiverged, match="loss nan, gradient norm nan at step 1") as caught:
+        training.run(None)
+    assert caught.value.exit_code == 6
+
+
+def test_lora_trains_and_saves_a_plain_checkpoint(student, tmp_path):
+    options = OPTIONS.model_copy(update={"method": "lora", "lora_rank": 4, "learning_rate": 1e-2})
+    training = build(student, tmp_path / "run", options)
+    losses = training.run(None)
+    training.save(tmp_path / "merged")
+    assert losses[-1]["loss_nats"] < losses[0]["loss_nats"]
+    names = json.loads((tmp_path / "merged" / "config.json").read_text())["architectures"]
+    assert names == ["LlamaForCausalLM"]
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
+def trace(index: int, text: str) -> Trace:
+    return Trace(
+        key=str(index),
+        problem=Problem(question=f"{index} + 1 =", answer=str(index + 1), family="f"),
+        sample=0,
+        model="m",
+        prompt_sha256="p",
+        completion=Completion(text=text, finish="stop", prompt_tokens=1, completion_tokens=9),
+        verdict=Verdict(passed=True, reason="correct", extracted=str(index + 1), verifier="v"),
+    )
+
+
+def run_stage(student: Path, tmp_path: Path, traces: list[Trace], **options):
+    write_records(tmp_path / "03" / "kept.jsonl", traces)
+    out = tmp_path / "04"
+    out.mkdir(exist_ok=True)
+    config = (
+        STUDENT.model_copy(update={"model": f"path:{student}"}),
+        OPTIONS.model_copy(update=options),
+    )
+    context = Context(seed=1, progress=Progress(), log=logging.getLogger("test"))
+    return sft.run(config, {"03-curated": tmp_path / "03"}, out, context)
+
+
+def test_traces_that_do_not_fit_are_dropped_and_counted_never_cut(student, tmp_path):
+    short = [trace(i, f"{i} + 1 = {i + 1}\nAnswer: {i + 1}") for i in range(6)]
+    long = trace(9, "9 + 1 = 10, " * 40 + "so\nAnswer: 10")
+    counts = run_stage(student, tmp_path, [*short, long], max_tokens=128)
+    assert (counts["examples"], counts["dropped_too_long"]) == (6, 1)
+    kept = (tmp_path / "04" / "examples.jsonl").read_text()
+    assert kept.count("\n") == 6
+    assert "so" not in kept
+    assert not (tmp_path / "04" / "scratch").exists()
+
+
+def test_nothing_to_train_on_is_an_error(student, tmp_path):
+    with pytest.raises(DataError, match="no example to train on: 1 kept, 1 over 16 tokens"):
+        run_stage(student, tmp_path, [trace(1, "1 + 1 = 2\nAnswer: 2")], max_tokens=16)

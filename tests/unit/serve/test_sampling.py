@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+
+from serve.engines.sampling import pick_token, uniform
+from serve.messages import Sampling
+
+LOGITS_V = np.log(np.array([0.5, 0.25, 0.15, 0.1], dtype=np.float32))
+
+
+def shares(sampling: dict, draws: int = 4000) -> np.ndarray:
+    picked = [pick_token(LOGITS_V, Sampling(seed=s, **sampling), 0) for s in range(draws)]
+    return np.bincount(picked, minlength=4) / draws
+
+
+def test_temperature_zero_takes_the_best():
+    assert pick_token(LOGITS_V, Sampling(temperature=0.0, seed=5), 3) == 0
+
+
+def test_temperature_one_draws_the_distribution():
+    # 4,000 fixed seeds: the same numbers every time, within sampling error of the distribution.
+    assert shares({"temperature": 1.0}) == pytest.approx([0.5, 0.25, 0.15, 0.1], abs=0.02)
+
+
+def test_temperature_sharpens():
+    sharp = np.array([0.5, 0.25, 0.15, 0.1]) ** 2
+    assert shares({"temperature": 0.5}) == pytest.approx(sharp / sharp.sum(), abs=0.02)
+
+
+def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
+    assert shares({"temperature": 1.0, "top_p": 0.7}) == pytest.approx(
+        [2 / 3, 1 / 3, 0, 0], abs=0.02
+    )
+    assert shares({"temperature": 1.0, "top_p": 0.01}).tolist() == [1, 0, 0, 0]
+
+
+def test_the_random_number_depends_on_seed_and_position_alone():
+    assert uniform(3, 7) == uniform(3, 7)
+    assert len({uniform(seed, position) for seed in range(30) for position in range(30)}) == 900
+    assert 0.0 <= min(uniform(1, p) for p in range(1000)) < 0.01

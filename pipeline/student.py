@@ -17,7 +17,7 @@ from serve.errors import DataError, DiskError
 from serve.models import cache_folder, file_sha256, resolve_model
 
 # Bump when the conversion below changes what it writes.
-CONVERSION_VERSION = 2
+CONVERSION_VERSION = 3
 
 
 def student_identity(student: StudentOptions) -> str:
@@ -70,11 +70,12 @@ def _dequantize(gguf: Path, folder: Path) -> None:
 def _tokenizer(gguf: Path) -> Any:
     """The tokenizer of a GGUF as the file describes it.
 
-    transformers rebuilds vocabulary and merges but takes the begin token for the end token and
-    forgets the pre-tokenizer's name; both come from the file's own metadata here.
+    transformers rebuilds vocabulary and merges, but takes the begin token for the end token, drops
+    the pre-tokenizer's name and gives a byte-level BPE the byte fallback of a sentencepiece one
+    (llama.cpp's converter then writes a vocabulary that aborts on a line feed).
     """
     from gguf import GGUFReader
-    from tokenizers import pre_tokenizers
+    from tokenizers import decoders, pre_tokenizers
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -85,12 +86,18 @@ def _tokenizer(gguf: Path) -> Any:
             token = tokenizer.convert_ids_to_tokens(int(field.contents()))
             attribute = {"unknown": "unk", "padding": "pad"}.get(name, name)
             setattr(tokenizer, f"{attribute}_token", token)
-    before_merges = fields.get("tokenizer.ggml.pre")
-    if before_merges is not None and before_merges.contents() == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
+    if fields["tokenizer.ggml.model"].contents() == "gpt2":
+        # Byte-level BPE has every byte in its vocabulary and falls back on none.
+        raw = tokenizer.backend_tokenizer
+        raw.model.byte_fallback = False
+        raw.model.fuse_unk = False
+        raw.decoder = decoders.ByteLevel()
+        before_merges = fields.get("tokenizer.ggml.pre")
+        if before_merges is not None and before_merges.contents() == "smollm":
+            raw.pre_tokenizer = pre_tokenizers.Sequence(
+                [
+                    pre_tokenizers.Digits(individual_digits=True),
+                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+                ]
+            )
     return tokenizer

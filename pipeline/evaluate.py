@@ -24,6 +24,7 @@ from pipeline.tasks.judge import Judge
 from pipeline.teacher import open_teacher, teacher_identity
 from serve.engines import load_engine
 from serve.engines.base import Engine
+from serve.engines.child import load_in_child
 from serve.messages import Message, Request, Sampling
 from serve.models import file_sha256
 
@@ -73,7 +74,7 @@ def rungs_of(config: Config, inputs: Mapping[str, Path]) -> list[Rung]:
         )
 
     def gguf(path: Path) -> Callable[[], Engine]:
-        return lambda: load_engine(
+        return lambda: load_in_child(
             "llama.cpp", path=path, slots=options.slots, context_tokens=CONTEXT_TOKENS
         )
 

@@ -9,6 +9,7 @@ from pipeline.store import write_file
 from quant.gguf import quantize
 from serve.engines import load_engine
 from serve.engines.base import Engine
+from serve.engines.child import load_in_child
 from serve.errors import DiskError
 from serve.hardware import cores, cpu_flags
 from serve.models import cache_folder, file_sha256, resolve_model
@@ -42,7 +43,7 @@ def open_teacher(teacher: TeacherOptions) -> Engine:
             token_budget=teacher.token_budget,
         )
     path = resolve_model(teacher.model, teacher.sha256)
-    return load_engine(
+    return load_in_child(
         teacher.engine,
         path=path if encoding(teacher) == "as it is" else _reencoded(path, teacher),
         slots=teacher.slots,

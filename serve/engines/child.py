@@ -1,0 +1,139 @@
+"""An engine in a process of its own: native code that crashes ends the child, not the run.
+
+llama.cpp and torch must not share a process either: both set up a thread's AMX tiles once and trust
+them ever after, so whichever came first dies of an illegal instruction.
+
+`python -m serve.engines.child NAME OPTIONS` is the child: JSON lines in, JSON lines out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from serve.engines.base import Engine, LogitsTV
+from serve.errors import EngineError
+from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenScores
+
+PR_SET_PDEATHSIG = 1
+
+
+class ChildEngine:
+    """The parent's side. `close` ends the child; so does the parent's own death."""
+
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "serve.engines.child", name, json.dumps(options, default=str)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+        )
+        self.name = name
+        hello = self._read()
+        self.name = str(hello["name"])
+        self.batch_invariant = bool(hello["batch_invariant"])
+        self.block = int(hello["block"])
+
+    def close(self) -> None:
+        self._child.kill()
+        self._child.wait()
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None and not pipe.closed:
+                pipe.close()
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
+        self._send("generate", requests=[r.model_dump() for r in requests])
+        while "done" not in (reply := self._read()):
+            yield reply["key"], Completion.model_validate(reply["completion"])
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
+        ((_, whole),) = self.generate(
+            [Request(key="stream", messages=tuple(messages), sampling=sampling)]
+        )
+        yield Chunk(text=whole.text, tokens=whole.completion_tokens, finish=whole.finish)
+
+    def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
+        self._send("score", messages=[m.model_dump() for m in messages], completion=completion)
+        return TokenScores.model_validate(self._read()["scores"])
+
+    def logits(self, ids: Sequence[int]) -> LogitsTV:
+        raise EngineError(f"{self.name} runs in a child process, which hands over no logits")
+
+    def _send(self, verb: str, **fields: Any) -> None:
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(json.dumps({"verb": verb, **fields}) + "\n")
+            self._child.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            self._ended()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        if not line:
+            self._ended()
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise EngineError(reply["error"], hint=reply["hint"])
+        return reply
+
+    def _ended(self) -> NoReturn:
+        code = self._child.wait()
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        raise EngineError(f"the process of engine {self.name} ended with {how}")
+
+
+def load_in_child(name: str, **options: Any) -> Engine:
+    """Like `load_engine`, in a child process. Raises EngineError when it does not come up."""
+    return ChildEngine(name, options)
+
+
+def _child(name: str, options: dict[str, Any]) -> None:
+    # Native code prints where it likes; replies travel on a descriptor of their own.
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def reply(**fields: Any) -> None:
+        replies.write(json.dumps(fields) + "\n")
+
+    try:
+        from serve.engines import load_engine
+
+        engine = load_engine(name, **options)
+        reply(name=engine.name, batch_invariant=engine.batch_invariant, block=engine.block)
+        for line in sys.stdin:
+            _serve(engine, json.loads(line), reply)
+    except BrokenPipeError:
+        os._exit(0)  # the parent left
+    except EngineError as error:
+        reply(error=str(error.args[0]), hint=error.hint)
+
+
+def _serve(engine: Engine, asked: dict[str, Any], reply: Any) -> None:
+    if asked["verb"] == "score":
+        messages = [Message.model_validate(m) for m in asked["messages"]]
+        reply(scores=engine.score(messages, asked["completion"]).model_dump())
+        return
+    requests = [Request.model_validate(r) for r in asked["requests"]]
+    for key, completion in engine.generate(requests):
+        reply(key=key, completion=completion.model_dump())
+    reply(done=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    given = json.loads(sys.argv[2])
+    if "path" in given:
+        given["path"] = Path(given["path"])
+    _child(sys.argv[1], given)

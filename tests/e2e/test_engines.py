@@ -1,6 +1,7 @@
 """The real student in every engine: the promises of the Engine protocol."""
 
 import hashlib
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from pipeline.recipe import find_recipe, load_recipe
 from pipeline.student import student_checkpoint
 from serve.engines import load_engine
+from serve.engines.child import load_in_child
 from serve.errors import EngineError, UsageError
 from serve.messages import Message, Request, Sampling
 from serve.models import resolve_model
@@ -154,3 +156,34 @@ def test_an_unknown_engine_lists_the_known_ones():
     with pytest.raises(UsageError) as caught:
         load_engine("magic")
     assert caught.value.hint == "one of llama.cpp, transformers, http"
+
+
+def test_a_child_answers_like_the_engine_itself(llama, gguf):
+    child = load_in_child("llama.cpp", path=gguf, slots=16, context_tokens=512)
+    try:
+        asked = requests()
+        answered = {k: c.ids for k, c in child.generate(asked)}
+        assert answered == {k: c.ids for k, c in llama.generate(asked)}
+        scored = child.score(turns(QUESTIONS[2]), "It is 7.")
+        assert scored == llama.score(turns(QUESTIONS[2]), "It is 7.")
+    finally:
+        child.close()
+
+
+def test_a_crash_in_native_code_ends_the_child_and_names_the_signal(gguf):
+    child = load_in_child("llama.cpp", path=gguf, slots=4, context_tokens=512)
+    try:
+        answers = child.generate(requests())
+        next(answers)
+        child._child.send_signal(signal.SIGILL)
+        with pytest.raises(EngineError, match=r"of engine llama\.cpp:.* ended with signal SIGILL"):
+            list(answers)
+    finally:
+        child.close()
+
+
+def test_a_child_that_cannot_load_says_why(tmp_path):
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(EngineError, match=r"broken\.gguf does not load"):
+        load_in_child("llama.cpp", path=path)

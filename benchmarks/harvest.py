@@ -2,8 +2,9 @@
 
     python -m benchmarks.harvest [--problems 64] [--single 12] [--rounds 3]
 
-Same teacher file, same prompts with the same worked examples, same machine, one run. Rounds
-alternate. The peer keeps its own prefix cache, as its users get it.
+Same prompts with the same worked examples, same machine, one run; rounds alternate. Ours answers from
+the weights a run uses (on AMX a Q8_0 copy), theirs from the published file. The peer keeps its own
+prefix cache, as its users get it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from benchmarks.machine import describe
 from pipeline.prompts import teacher_messages
 from pipeline.recipe import Recipe, find_recipe, load_recipe
 from pipeline.tasks.gym import family_problems
+from pipeline.teacher import encoding, teacher_file
 from serve.engines import load_engine
 from serve.hardware import cores
 from serve.messages import Request, Sampling
@@ -35,7 +37,9 @@ def questions(recipe: Recipe, count: int) -> list[str]:
 
 def ours(recipe: Recipe, asked: list[str], slots: int) -> float:
     """Completion tokens a second of the batched engine, model load not counted."""
-    engine = load_engine("llama.cpp", path=_model(recipe), slots=slots, context_tokens=1024)
+    engine = load_engine(
+        "llama.cpp", path=teacher_file(recipe.teacher), slots=slots, context_tokens=1024
+    )
     requests = [
         Request(
             key=str(i),
@@ -93,6 +97,7 @@ def main() -> None:
     recipe = load_recipe(find_recipe("default"))
     asked = questions(recipe, options.problems)
     print(describe("llama-cpp-python"))
+    print(f"batched engine: weights {encoding(recipe.teacher)}, {options.slots} slots")
     print(f"one at a time: first {options.single} of the {len(asked)} problems, mixed families")
     rates: dict[str, list[float]] = {"batched": [], "one at a time": []}
     for _ in range(options.rounds):

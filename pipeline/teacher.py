@@ -42,13 +42,18 @@ def open_teacher(teacher: TeacherOptions) -> Engine:
             concurrency=teacher.slots,
             token_budget=teacher.token_budget,
         )
-    path = resolve_model(teacher.model, teacher.sha256)
     return load_in_child(
         teacher.engine,
-        path=path if encoding(teacher) == "as it is" else _reencoded(path, teacher),
+        path=teacher_file(teacher),
         slots=teacher.slots,
         context_tokens=teacher.context_tokens,
     )
+
+
+def teacher_file(teacher: TeacherOptions) -> Path:
+    """The file that answers: the verified one, or its copy in another encoding."""
+    path = resolve_model(teacher.model, teacher.sha256)
+    return path if encoding(teacher) == "as it is" else _reencoded(path, teacher)
 
 
 def _reencoded(path: Path, teacher: TeacherOptions) -> Path:

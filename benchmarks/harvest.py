@@ -2,9 +2,9 @@
 
     python -m benchmarks.harvest [--problems 64] [--single 12] [--rounds 3]
 
-Same prompts with the same worked examples, same machine, one run; rounds alternate. Ours answers from
-the weights a run uses (on AMX a Q8_0 copy), theirs from the published file. The peer keeps its own
-prefix cache, as its users get it.
+Same prompts with the same worked examples, same machine, one run; rounds alternate. Ours answers
+from the weights a run uses (on AMX a Q8_0 copy), theirs from the published file. The peer keeps its
+own prefix cache, as its users get it.
 """
 
 from __future__ import annotations

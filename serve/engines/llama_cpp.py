@@ -131,8 +131,6 @@ class LlamaCppEngine:
             if active:
                 self._step(active, rows)
                 yield from self._retire(active)
-            if pending:
-                rows = self._slots
 
     def _admit(self, slot: int, request: Request) -> _Sequence:
         """Put one prompt into `slot` and draw its first token."""

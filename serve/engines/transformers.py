@@ -157,8 +157,7 @@ class TransformersEngine:
                     yield Chunk(text=text, tokens=count.drawn - seen)
                     seen = count.drawn
             worker.join()
-            finish = "stop" if count.last in self._ends else "length"
-            yield Chunk(finish="stop" if finish == "stop" else "length")
+            yield Chunk(finish="stop" if count.last in self._ends else "length")
         finally:
             left.asked = True
             worker.join()

@@ -1,10 +1,10 @@
 """Harvest: our continuous batching against `Llama.create_chat_completion`, one request at a time.
 
-    python -m benchmarks.harvest [--problems 64] [--single 12] [--rounds 3]
+    python -m benchmarks.harvest [--per-family 40] [--single 4] [--rounds 3]
 
 Same prompts with the same worked examples, same machine, one run; rounds alternate. Ours answers
-from the weights a run uses (on AMX a Q8_0 copy), theirs from the published file. The peer keeps its
-own prefix cache, as its users get it.
+from the weights a run uses (on AMX a Q8_0 copy) and from the published file, theirs from the latter.
+The peer keeps its own prefix cache, as its users get it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.machine import describe
 from pipeline.prompts import teacher_messages
 from pipeline.recipe import Recipe, find_recipe, load_recipe
+from pipeline.records import Problem
 from pipeline.tasks.gym import family_problems
 from pipeline.teacher import encoding, teacher_file
 from serve.engines import load_engine
@@ -25,28 +26,25 @@ from serve.messages import Request, Sampling
 from serve.models import resolve_model
 
 
-def questions(recipe: Recipe, count: int) -> list[str]:
-    share = -(-count // len(recipe.problems.families))
-    drawn = [
-        list(family_problems(f.name, f.options, 20_261_122, share))
+def problems(recipe: Recipe, per_family: int) -> list[Problem]:
+    """Family after family, so that the peer too finds the examples of the last prompt read."""
+    return [
+        problem
         for f in recipe.problems.families
+        for problem in family_problems(f.name, f.options, 20_261_122, per_family)
     ]
-    mixed = [problem.question for group in zip(*drawn, strict=True) for problem in group]
-    return mixed[:count]
 
 
-def ours(recipe: Recipe, asked: list[str], slots: int) -> float:
+def ours(recipe: Recipe, path: Path, asked: list[Problem], slots: int) -> float:
     """Completion tokens a second of the batched engine, model load not counted."""
-    engine = load_engine(
-        "llama.cpp", path=teacher_file(recipe.teacher), slots=slots, context_tokens=1024
-    )
+    engine = load_engine("llama.cpp", path=path, slots=slots, context_tokens=1024)
     requests = [
         Request(
             key=str(i),
-            messages=teacher_messages(recipe.teacher, question),
+            messages=teacher_messages(recipe.teacher, problem.question, problem.family),
             sampling=Sampling(temperature=0.3, top_p=0.95, max_tokens=160, seed=i),
         )
-        for i, question in enumerate(asked)
+        for i, problem in enumerate(asked)
     ]
     started_s = time.monotonic()
     tokens = sum(c.completion_tokens for _, c in engine.generate(requests))
@@ -55,7 +53,7 @@ def ours(recipe: Recipe, asked: list[str], slots: int) -> float:
     return tokens / took_s
 
 
-def theirs(recipe: Recipe, asked: list[str]) -> float:
+def theirs(recipe: Recipe, asked: list[Problem]) -> float:
     """Completion tokens a second of the library's own chat call."""
     from llama_cpp import Llama
 
@@ -69,9 +67,12 @@ def theirs(recipe: Recipe, asked: list[str]) -> float:
     )
     tokens = 0
     started_s = time.monotonic()
-    for i, question in enumerate(asked):
+    for i, problem in enumerate(asked):
         reply = model.create_chat_completion(
-            [m.model_dump() for m in teacher_messages(recipe.teacher, question)],
+            [
+                m.model_dump()
+                for m in teacher_messages(recipe.teacher, problem.question, problem.family)
+            ],
             temperature=0.3,
             top_p=0.95,
             max_tokens=160,
@@ -89,24 +90,30 @@ def _model(recipe: Recipe) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.harvest")
-    parser.add_argument("--problems", type=int, default=128)
-    parser.add_argument("--single", type=int, default=16)
+    parser.add_argument("--per-family", type=int, default=40, help="batched")
+    parser.add_argument("--single", type=int, default=4, help="one at a time, per family")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slots", type=int, default=32)
     options = parser.parse_args()
     recipe = load_recipe(find_recipe("default"))
-    asked = questions(recipe, options.problems)
+    asked, alone = problems(recipe, options.per_family), problems(recipe, options.single)
+    files = {f"batched, {encoding(recipe.teacher)}": teacher_file(recipe.teacher)}
+    files["batched, published file"] = _model(recipe)
     print(describe("llama-cpp-python"))
-    print(f"batched engine: weights {encoding(recipe.teacher)}, {options.slots} slots")
-    print(f"one at a time: first {options.single} of the {len(asked)} problems, mixed families")
-    rates: dict[str, list[float]] = {"batched": [], "one at a time": []}
+    print(f"{len(asked)} problems batched over {options.slots} slots, {len(alone)} one at a time")
+    rates: dict[str, list[float]] = {"one at a time": [], **{name: [] for name in files}}
     for _ in range(options.rounds):
-        rates["one at a time"].append(theirs(recipe, asked[: options.single]))
-        rates["batched"].append(ours(recipe, asked, options.slots))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
+        rates["one at a time"].append(theirs(recipe, alone))
+        for name, path in files.items():
+            rates[name].append(ours(recipe, path, asked, options.slots))
+    single = statistics.median(rates["one at a time"])
     for name, values in rates.items():
-        print(f"{name:14} {medians[name]:7.1f} tok/s  rounds {[round(v, 1) for v in values]}")
-    print(f"ratio          {medians['batched'] / medians['one at a time']:7.2f}x (target 4x)")
+        median = statistics.median(values)
+        print(
+            f"{name:24} {median:7.1f} tok/s {median / single:5.2f}x  "
+            f"rounds {[round(v, 1) for v in values]}"
+        )
+    print("target 4x")
     print(describe("llama-cpp-python"))
 
 

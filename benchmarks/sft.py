@@ -37,13 +37,13 @@ def measure(variant: str, run: Path, count: int) -> dict[str, float]:
         keep_freed_memory()
     from transformers import AutoTokenizer
 
-    from pipeline.sft import _render
+    from pipeline.sft import rendered_ids
     from pipeline.student import student_checkpoint
 
     base = student_checkpoint(recipe.student)
     tokenizer = AutoTokenizer.from_pretrained(base)
     examples = list(read_records(run / "04-sft" / "examples.jsonl", Example))[:count]
-    tokens = sum(len(_render(e, tokenizer)) for e in examples)
+    tokens = sum(len(rendered_ids(e, tokenizer)) for e in examples)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build(variant, base, tokenizer, examples, recipe, Path(scratch))
         started_s = time.monotonic()

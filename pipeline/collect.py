@@ -46,7 +46,10 @@ def run(
         "teacher answers",
         context,
     )
-    prompt_sha256 = content_key([m.model_dump() for m in teacher_messages(teacher, "")])
+    prompts = {
+        family: content_key([m.model_dump() for m in teacher_messages(teacher, "", family)])
+        for family in {problem.family for problem in problems}
+    }
     with Judge() as judge, context.progress.bar("judging", len(asked)) as bar:
         judged = []
         for key, (problem, sample, _) in asked.items():
@@ -56,7 +59,7 @@ def run(
                     problem=problem,
                     sample=sample,
                     model=teacher_identity(teacher),
-                    prompt_sha256=prompt_sha256,
+                    prompt_sha256=prompts[problem.family],
                     completion=answers[key],
                     verdict=judge.verdict(problem, answers[key]),
                 )
@@ -73,7 +76,7 @@ def run(
 def _requests(
     problem: Problem, teacher: TeacherOptions, traces: TracesOptions, seed: int
 ) -> list[Request]:
-    messages = teacher_messages(teacher, problem.question)
+    messages = teacher_messages(teacher, problem.question, problem.family)
     return [
         request_for(
             teacher_identity(teacher),

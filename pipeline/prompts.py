@@ -6,10 +6,19 @@ from pipeline.recipe import StudentOptions, TeacherOptions
 from serve.messages import Message
 
 
-def teacher_messages(teacher: TeacherOptions, question: str) -> tuple[Message, ...]:
-    """System prompt, each worked example as a finished turn, then the question."""
+def teacher_messages(
+    teacher: TeacherOptions, question: str, family: str | None = None
+) -> tuple[Message, ...]:
+    """System prompt, each worked example as a finished turn, then the question.
+
+    A problem of a family that has examples of its own sees those and the ones without a family;
+    any other question sees all of them.
+    """
+    examples = teacher.examples
+    if any(example.family == family for example in examples if example.family):
+        examples = tuple(e for e in examples if e.family in (None, family))
     turns = [Message(role="system", content=teacher.system)]
-    for example in teacher.examples:
+    for example in examples:
         turns.append(Message(role="user", content=example.question))
         turns.append(
             Message(

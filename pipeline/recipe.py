@@ -48,6 +48,7 @@ class WorkedExample(Record):
     question: str
     reasoning: str
     answer: str
+    family: str | None = Field(None, description="shown for this family's problems only")
 
 
 class TeacherOptions(Record):

@@ -8,7 +8,6 @@ from its last complete checkpoint and ends with the same bytes.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from pipeline.run import SCRATCH, Context
 from pipeline.store import read_records, write_file, write_records
 from pipeline.student import student_checkpoint
 from pipeline.supervise import full_example
-from serve.errors import DataError, TrainingDiverged
+from serve.errors import DataError
 
 STAGE_VERSION = 1
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
@@ -73,11 +72,12 @@ def split_by_length(
     examples: Sequence[Example], tokenizer: Any, limit: int
 ) -> tuple[list[Example], int]:
     """Examples of at most `limit` tokens, prompt included, and how many are longer."""
-    fitting = [e for e in examples if len(_render(e, tokenizer)) <= limit]
+    fitting = [e for e in examples if len(rendered_ids(e, tokenizer)) <= limit]
     return fitting, len(examples) - len(fitting)
 
 
-def _render(example: Example, tokenizer: Any) -> list[int]:
+def rendered_ids(example: Example, tokenizer: Any) -> list[int]:
+    """Token ids of an example as it is trained on: prompt, completion and turn marks."""
     turns = [*example.prompt, {"role": "assistant", "content": example.completion}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -110,9 +110,6 @@ def _train(
             context.log.info("resuming from %s", resume.name)
             bar.advance(done)
         history = trainer.run(resume)
-    bad = next((row for row in history if not math.isfinite(row["loss_nats"])), None)
-    if bad is not None:
-        raise TrainingDiverged(f"loss {bad['loss_nats']} at step {bad['step']}")
     trainer.save(out)
     return history
 

@@ -1,13 +1,13 @@
 """TRL's `SFTTrainer` with what a CPU needs: logits only where there is a label, no reallocation.
 
 On CUDA TRL already projects supervised positions alone (its fused head has a Triton kernel); on
-other
-devices it scores every position, so there the loss is computed here, the same value from fewer
-rows.
+other devices it scores every position, so there the loss is computed here, the same value from
+fewer rows.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from pipeline.packing import PACKED, real_hidden_states
 from pipeline.recipe import SftOptions
 from pipeline.records import Example
 from pipeline.sft import COMPLETE
@@ -29,7 +30,26 @@ OnStep = Callable[[int, float], None]
 
 
 class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
-    """`SFTTrainer` whose CPU loss projects supervised positions only."""
+    """`SFTTrainer` whose CPU loss sees no padding and projects supervised positions only."""
+
+    _warm = False
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
+        """The first step of a process runs twice and counts once.
+
+        Once in fifty processes the very first products came out differently in the third digit,
+        and a resumed run then ended with other weights (docs/notes.md).
+        """
+        loss: torch.Tensor = super().training_step(model, inputs, *rest)
+        if not self._warm and not has_cuda():
+            self._warm, first = True, loss
+            model.zero_grad()
+            loss = super().training_step(model, inputs, *rest)
+            if not torch.equal(first, loss):
+                logging.getLogger("retort").warning(
+                    "the first step gave %r, repeated %r nats; the second counts", first, loss
+                )
+        return loss
 
     def compute_loss(
         self,
@@ -43,20 +63,19 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         plain = self.accelerator.unwrap_model(model)
         causal = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
-        labels_BT = inputs["labels"][:, 1:]
-        supervised_BT = labels_BT != -100
+        mask_BT = inputs["attention_mask"].bool()
+        next_BT = functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
+        labels_N = next_BT[mask_BT]
+        supervised_N = labels_N != -100
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
         # accelerate puts autocast around `model.forward`, which this way round does not pass.
         with self.accelerator.autocast():
-            hidden_BTD = causal.base_model(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                use_cache=False,
-            ).last_hidden_state
-            logits_SV = causal.get_output_embeddings()(hidden_BTD[:, :-1][supervised_BT])
+            hidden_ND = real_hidden_states(causal, inputs["input_ids"], mask_BT, dtype)
+            logits_SV = causal.get_output_embeddings()(hidden_ND[supervised_N])
         total = functional.cross_entropy(
-            logits_SV.float(), labels_BT[supervised_BT], reduction="sum"
+            logits_SV.float(), labels_N[supervised_N], reduction="sum"
         )
-        count = supervised_BT.sum() if num_items_in_batch is None else num_items_in_batch
+        count = supervised_N.sum() if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(count).clamp(min=1)
 
 
@@ -78,6 +97,10 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
                 hint="lower sft.learning_rate",
             )
         self.on_step(state.global_step, loss)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = False  # what is saved next is the student itself
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -132,13 +155,7 @@ def build_trainer(
     torch.manual_seed(seed)
     watch = _Watch()
     trainer = CompletionTrainer(
-        model=AutoModelForCausalLM.from_pretrained(
-            base,
-            dtype=torch.float32,
-            local_files_only=True,
-            # On a CPU the backward of fused attention takes half the step, plain matrices a tenth.
-            attn_implementation=None if has_cuda() else "eager",
-        ),
+        model=_student(base),
         args=sft_config(options, scratch, seed),
         train_dataset=as_dataset(examples),
         processing_class=tokenizer,
@@ -147,6 +164,22 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return Training(trainer, watch, options)
+
+
+def _student(base: Path) -> Any:
+    """The student in float32, with the attention that suits the device.
+
+    On a CPU the backward of fused attention takes half a step; ours needs no padding besides.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        base,
+        dtype=torch.float32,
+        local_files_only=True,
+        attn_implementation=None if has_cuda() else "eager",
+    )
+    if not has_cuda() and model._supports_attention_backend:
+        model.set_attn_implementation(PACKED)
+    return model
 
 
 def as_dataset(examples: Sequence[Example]) -> Dataset:

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,17 +24,20 @@ from serve.errors import EngineError
 from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenScores
 
 PR_SET_PDEATHSIG = 1
+LAST_WORDS_CHARACTERS = 300
 
 
 class ChildEngine:
     """The parent's side. `close` ends the child; so does the parent's own death."""
 
     def __init__(self, name: str, options: dict[str, Any]) -> None:
+        # The child's last words: a file, because a pipe that nobody reads fills up.
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115
         self._child = subprocess.Popen(
             [sys.executable, "-m", "serve.engines.child", name, json.dumps(options, default=str)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._words,
             text=True,
             encoding="utf-8",
         )
@@ -46,6 +50,7 @@ class ChildEngine:
     def close(self) -> None:
         self._child.kill()
         self._child.wait()
+        self._words.close()
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None and not pipe.closed:
                 pipe.close()
@@ -89,7 +94,10 @@ class ChildEngine:
     def _ended(self) -> NoReturn:
         code = self._child.wait()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        raise EngineError(f"the process of engine {self.name} ended with {how}")
+        self._words.seek(0)
+        lines = self._words.read().decode("utf-8", "replace").strip().splitlines()
+        last = f": {lines[-1][:LAST_WORDS_CHARACTERS]}" if lines else ""
+        raise EngineError(f"the process of engine {self.name} ended with {how}{last}")
 
 
 def load_in_child(name: str, **options: Any) -> Engine:

@@ -1,8 +1,7 @@
 """The unquantized reference: a safetensors checkpoint through transformers, on CPU or CUDA.
 
 Requests are answered in fixed blocks, padded on the left, with Hugging Face's own `generate`; only
-the
-draw of each token is ours, so that a request's seed means the same here as in every other engine.
+the draw of each token is ours, so that a request's seed means the same here as in every other engine.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
+from serve.engines.attention import GROUPED
 from serve.engines.base import LogitsTV
 from serve.engines.sampling import pick_token
 from serve.errors import EngineError
@@ -54,6 +54,8 @@ class TransformersEngine:
             self.model = AutoModelForCausalLM.from_pretrained(
                 path, dtype=getattr(torch, wanted), local_files_only=True, use_safetensors=True
             )
+            if not has_cuda() and self.model._supports_attention_backend:
+                self.model.set_attn_implementation(GROUPED)
         except (OSError, ValueError, KeyError) as error:
             raise EngineError(f"checkpoint {path} does not load: {error}") from error
         self.model.to("cuda" if has_cuda() else "cpu").eval()

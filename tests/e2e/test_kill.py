@@ -1,6 +1,5 @@
-"""kill -9 while collecting, training and resuming: the run ends with the same data."""
+"""kill -9 while collecting, training and resuming: the run ends with the same bytes."""
 
-import json
 import os
 import signal
 import subprocess
@@ -8,8 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from pipeline.run import file_sha256
 from tests.e2e.conftest import ROOT, run_smoke
@@ -21,11 +18,14 @@ SAME_BYTES = [
     "03-curated/kept.jsonl",
     "03-curated/dropped.jsonl",
     "04-sft/examples.jsonl",
+    "04-sft/losses.jsonl",
+    "04-sft/model.safetensors",
+    "06-gguf/student-F16.gguf",
+    "06-gguf/student-Q8_0.gguf",
+    "06-gguf/student-Q4_K_M.gguf",
+    "08-evaluate/answers.jsonl",
+    "08-evaluate/ladder.json",
 ]
-# Open fault (docs/notes.md): once, the first step of a training in bfloat16 gave 1.681 for 1.678
-# nats in another process, and the weights differed from there on. Resuming by itself is exact:
-# tests/unit/pipeline/test_sft_trainer.py compares the bytes.
-LOSS_TOLERANCE_NATS = 0.02
 
 
 def kill_when(root: Path, ready: Callable[[], bool], limit_s: float = 300.0) -> None:
@@ -53,7 +53,7 @@ def checkpoints(root: Path) -> int:
     return len(list((root / "04-sft" / "scratch").glob("checkpoints/checkpoint-*/COMPLETE")))
 
 
-def test_killed_three_times_and_still_the_same_data(smoke, tmp_path):
+def test_killed_three_times_and_still_the_same_bytes(smoke, tmp_path):
     root = tmp_path / "smoke"
     answers = root / "02-traces" / "scratch" / "answers.jsonl"
     kill_when(root, lambda: lines(answers) >= 10)
@@ -66,13 +66,7 @@ def test_killed_three_times_and_still_the_same_data(smoke, tmp_path):
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert lines(answers) == 48
     assert different_files(root, smoke.root) == []
-    assert losses(root) == pytest.approx(losses(smoke.root), abs=LOSS_TOLERANCE_NATS)
 
 
 def different_files(one: Path, other: Path) -> list[str]:
     return [name for name in SAME_BYTES if file_sha256(one / name) != file_sha256(other / name)]
-
-
-def losses(root: Path) -> list[float]:
-    rows = (root / "04-sft" / "losses.jsonl").read_text().splitlines()
-    return [json.loads(row)["loss_nats"] for row in rows]

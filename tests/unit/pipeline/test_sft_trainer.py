@@ -86,6 +86,50 @@ def test_the_loss_on_supervised_rows_is_trl_s_own(student, tmp_path):
     assert ours.item() == pytest.approx(math.log(100), abs=0.5)  # an untrained model guesses
 
 
+def test_packed_batches_give_the_gradients_of_padded_ones(student, tmp_path):
+    trainer = build(student, tmp_path).trainer
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert (batch["attention_mask"] == 0).any()
+    gradients = {}
+    for attention in ("retort_packed", "eager"):
+        trainer.model.set_attn_implementation(attention)
+        trainer.model.zero_grad()
+        trainer.compute_loss(trainer.model, dict(batch)).backward()
+        gradients[attention] = {n: p.grad.clone() for n, p in trainer.model.named_parameters()}
+    for name, packed in gradients["retort_packed"].items():
+        torch.testing.assert_close(packed, gradients["eager"][name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_first_step_runs_twice_and_counts_once(student, tmp_path, caplog):
+    trainer = build(student, tmp_path).trainer
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = next(iter(trainer.get_train_dataloader()))
+    once = trainer.training_step(trainer.model, dict(inputs))
+    gradient = trainer.model.lm_head.weight.grad.clone()
+    trainer.model.zero_grad()
+    again = trainer.training_step(trainer.model, dict(inputs))
+    assert once.item() == again.item()
+    assert torch.equal(gradient, trainer.model.lm_head.weight.grad)
+    assert caplog.text == ""
+
+
+def test_a_first_step_that_comes_out_differently_is_logged(student, tmp_path, caplog, monkeypatch):
+    trainer = build(student, tmp_path).trainer
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = next(iter(trainer.get_train_dataloader()))
+    real, calls = trainer.compute_loss, []
+
+    def wrong_once(*arguments, **options):
+        calls.append(1)
+        return real(*arguments, **options) * (1.01 if len(calls) == 1 else 1.0)
+
+    monkeypatch.setattr(trainer, "compute_loss", wrong_once)
+    logging.getLogger("retort").propagate = True
+    loss = trainer.training_step(trainer.model, dict(inputs))
+    assert loss.item() == real(trainer.model, dict(inputs)).item()
+    assert "the first step gave" in caplog.text
+
+
 def test_only_the_completion_is_supervised(student, tmp_path):
     trainer = build(student, tmp_path).trainer
     tokenizer = tokenizer_of(student)

@@ -1,0 +1,130 @@
+"""A padded batch without its padding: every layer sees one row of real tokens, attention alone
+pads.
+
+The same sums as the padded batch (TRL's `padding_free`, which needs a flash-attention kernel, for
+devices that have none). A quarter to a third of a shuffled batch of short traces is padding.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+from serve.engines.attention import grouped_attention
+
+PACKED = "retort_packed"
+
+
+class Layout(NamedTuple):
+    """Where the N tokens of a batch padded on the right stand in its B x T places."""
+
+    places_N: torch.Tensor
+    batch: int
+    width: int
+
+
+def causal_mask(width: int, dtype: torch.dtype) -> torch.Tensor:
+    """(1, 1, T, T), added to scores. Padding on the right needs no mask of its own."""
+    future_TT = torch.ones(width, width, dtype=torch.bool).triu(1)
+    zeros_TT = torch.zeros(width, width, dtype=dtype)
+    return zeros_TT.masked_fill(future_TT, torch.finfo(dtype).min)[None, None]
+
+
+class _Spread(torch.autograd.Function):
+    """Rows (N, ...) to their places among `count`, zeros elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, places_N: torch.Tensor, count: int) -> torch.Tensor:
+        ctx.save_for_backward(places_N)
+        return rows.new_zeros(count, *rows.shape[1:]).index_copy_(0, places_N, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (places_N,) = ctx.saved_tensors
+        return gradient.index_select(0, places_N), None, None
+
+
+class _Gather(torch.autograd.Function):
+    """The rows at `places_N`. Places differ, so the way back is a copy, not a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, places_N: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(places_N)
+        ctx.count = rows.shape[0]
+        return rows.index_select(0, places_N)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (places_N,) = ctx.saved_tensors
+        zeros = gradient.new_zeros(ctx.count, *gradient.shape[1:])
+        return zeros.index_copy_(0, places_N, gradient), None
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query_1HND: torch.Tensor,
+    key_1GND: torch.Tensor,
+    value_1GND: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    layout: Layout | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention inside each example of a packed row. Returns (1, N, H, D).
+
+    `attention_mask` (1, 1, T, T) is that of one padded example. Without a layout the batch is an
+    ordinary one.
+    """
+    if layout is None:
+        return grouped_attention(
+            module, query_1HND, key_1GND, value_1GND, attention_mask, scaling, **options
+        )
+
+    def padded(packed_1XND: torch.Tensor) -> torch.Tensor:
+        rows_NXD = packed_1XND[0].transpose(0, 1)
+        places = _Spread.apply(rows_NXD, layout.places_N, layout.batch * layout.width)
+        places = places.view(layout.batch, layout.width, *rows_NXD.shape[1:])
+        return places.transpose(1, 2)
+
+    out_BTHD, _ = grouped_attention(
+        module,
+        padded(query_1HND),
+        padded(key_1GND),
+        padded(value_1GND),
+        attention_mask,
+        scaling,
+        **options,
+    )
+    out_NHD = _Gather.apply(out_BTHD.flatten(0, 1), layout.places_N)
+    return out_NHD[None], None
+
+
+def real_hidden_states(
+    causal: Any, ids_BT: torch.Tensor, real_BT: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Last hidden states (N, D) of the real tokens of a batch padded on the right, row by row.
+
+    `causal` takes attention functions by name; one loaded otherwise sees the padded batch.
+    """
+    if causal.config._attn_implementation != PACKED:
+        padded_BTD = causal.base_model(
+            input_ids=ids_BT, attention_mask=real_BT.long(), use_cache=False
+        ).last_hidden_state
+        return padded_BTD[real_BT]  # type: ignore[no-any-return]
+    batch, width = real_BT.shape
+    positions_BT = real_BT.cumsum(1) - 1
+    states_1ND = causal.base_model(
+        input_ids=ids_BT[real_BT][None],
+        position_ids=positions_BT[real_BT][None],
+        attention_mask=causal_mask(width, dtype),
+        use_cache=False,
+        layout=Layout(real_BT.flatten().nonzero()[:, 0], batch, width),
+    ).last_hidden_state
+    return states_1ND[0]  # type: ignore[no-any-return]
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, eager_mask)

@@ -1,0 +1,49 @@
+"""Attention for CPUs on plain matrix products, without copying keys for every query head.
+
+transformers' own functions repeat each key and value head for its group of query heads (a third of
+a decoding step), and the backward of torch's fused attention takes half a training step on a CPU.
+Registered under `GROUPED`; any model that takes attention functions by name can use it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+GROUPED = "retort_grouped"
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query_BHQD: torch.Tensor,
+    key_BGKD: torch.Tensor,
+    value_BGKD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """softmax(q k^T * scaling + mask) v, H query heads over G key heads (GQA, arXiv 2305.13245).
+
+    `attention_mask` (B or 1, 1, Q, K) is added to the scores. Returns (B, Q, H, D).
+    """
+    batch, heads, queries, width = query_BHQD.shape
+    groups, keys = key_BGKD.shape[1:3]
+    query_BGRD = query_BHQD.reshape(batch, groups, heads // groups * queries, width)
+    scores_BHQK = torch.matmul(query_BGRD, key_BGKD.transpose(2, 3)).view(
+        batch, heads, queries, keys
+    )
+    scores_BHQK = scores_BHQK * scaling
+    if attention_mask is not None:
+        scores_BHQK = scores_BHQK + attention_mask
+    weights_BHQK = scores_BHQK.softmax(dim=-1, dtype=torch.float32).to(value_BGKD.dtype)
+    weights_BHQK = torch.nn.functional.dropout(weights_BHQK, p=dropout, training=module.training)
+    out_BGRD = torch.matmul(weights_BHQK.view(batch, groups, -1, keys), value_BGKD)
+    return out_BGRD.view(batch, heads, queries, width).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(GROUPED, grouped_attention)
+AttentionMaskInterface.register(GROUPED, eager_mask)

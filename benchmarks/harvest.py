@@ -3,8 +3,8 @@
     python -m benchmarks.harvest [--per-family 40] [--single 4] [--rounds 3]
 
 Same prompts with the same worked examples, same machine, one run; rounds alternate. Ours answers
-from the weights a run uses (on AMX a Q8_0 copy) and from the published file, theirs from the latter.
-The peer keeps its own prefix cache, as its users get it.
+from the weights a run uses (on AMX a Q8_0 copy) and from the published file, theirs from the
+latter. The peer keeps its own prefix cache, as its users get it.
 """
 
 from __future__ import annotations

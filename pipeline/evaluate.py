@@ -1,7 +1,8 @@
 """Stage 08: teacher, base student, trained student and every GGUF on the same fresh items.
 
 Reads `eval.jsonl`, `04-sft`, `06-gguf`; writes `answers.jsonl` (every judged answer) and
-`ladder.json` (one row a rung). Each rung answers all items greedily and the first `k_items` with `k` samples.
+`ladder.json` (one row a rung). Each rung answers all items greedily and the first `k_items` with
+`k` samples.
 """
 
 from __future__ import annotations

@@ -1,28 +1,43 @@
-"""Keeps freed memory in the process, because getting it back from the kernel is slow.
+"""Memory that a training step gives back and asks for again, at a small price.
 
-A first touch of a fresh page costs several times a warm one, and glibc returns every big buffer at
-once: a training step that frees and allocates its activations pays for all of them again.
+A first touch of a fresh page costs several times a warm one. Kept in one heap, the buffers of
+batches of changing sizes never fit into each other's places and the heap grows by 40 MB a step; so
+big ones stay mapped one by one, on huge pages, and small ones are kept (docs/notes.md).
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import os
+import sys
+from pathlib import Path
 
 # From glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+M_TRIM_THRESHOLD, M_ARENA_MAX = -1, -8
+TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+KERNEL_CHOICE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def start_again_on_huge_pages() -> None:
+    """Replace this process by itself with glibc asking for huge pages, which it reads at start.
+
+    Returns where that is done already, the kernel has none to give, or the user chose otherwise.
+    """
+    if TUNABLES in os.environ or not KERNEL_CHOICE.is_file():
+        return
+    if "[never]" in KERNEL_CHOICE.read_text(encoding="ascii"):
+        return
+    os.environ[TUNABLES] = HUGE_PAGES
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 our own command
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc for one arena that is never trimmed and never mapped. A no-op elsewhere."""
+    """Ask glibc for one arena that is never trimmed. A no-op elsewhere."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    results = [
-        mallopt(M_ARENA_MAX, 1),
-        mallopt(M_MMAP_MAX, 0),
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1),
-    ]
+    results = [mallopt(M_ARENA_MAX, 1), mallopt(M_TRIM_THRESHOLD, -1)]
     if not all(results):
         logging.getLogger("retort").warning("mallopt refused: %s", results)

@@ -1,5 +1,4 @@
-"""A padded batch without its padding: every layer sees one row of real tokens, attention alone
-pads.
+"""A padded batch without its padding: all layers see one row of real tokens, attention alone pads.
 
 The same sums as the padded batch (TRL's `padding_free`, which needs a flash-attention kernel, for
 devices that have none). A quarter to a third of a shuffled batch of short traces is padding.
@@ -16,12 +15,13 @@ from transformers.masking_utils import eager_mask
 from serve.engines.attention import grouped_attention
 
 PACKED = "retort_packed"
+TOKEN_MULTIPLE = 128
 
 
 class Layout(NamedTuple):
-    """Where the N tokens of a batch padded on the right stand in its B x T places."""
+    """Where the N tokens of a batch padded on the right stand among its B x T places."""
 
-    places_N: torch.Tensor
+    places: torch.Tensor
     batch: int
     width: int
 
@@ -33,7 +33,7 @@ def causal_mask(width: int, dtype: torch.dtype) -> torch.Tensor:
     return zeros_TT.masked_fill(future_TT, torch.finfo(dtype).min)[None, None]
 
 
-class _Spread(torch.autograd.Function):
+class _Spread(torch.autograd.Function):  # type: ignore[misc]
     """Rows (N, ...) to their places among `count`, zeros elsewhere."""
 
     @staticmethod
@@ -47,7 +47,7 @@ class _Spread(torch.autograd.Function):
         return gradient.index_select(0, places_N), None, None
 
 
-class _Gather(torch.autograd.Function):
+class _Gather(torch.autograd.Function):  # type: ignore[misc]
     """The rows at `places_N`. Places differ, so the way back is a copy, not a sum."""
 
     @staticmethod
@@ -85,7 +85,7 @@ def packed_attention(
 
     def padded(packed_1XND: torch.Tensor) -> torch.Tensor:
         rows_NXD = packed_1XND[0].transpose(0, 1)
-        places = _Spread.apply(rows_NXD, layout.places_N, layout.batch * layout.width)
+        places = _Spread.apply(rows_NXD, layout.places, layout.batch * layout.width)
         places = places.view(layout.batch, layout.width, *rows_NXD.shape[1:])
         return places.transpose(1, 2)
 
@@ -98,30 +98,41 @@ def packed_attention(
         scaling,
         **options,
     )
-    out_NHD = _Gather.apply(out_BTHD.flatten(0, 1), layout.places_N)
+    out_NHD = _Gather.apply(out_BTHD.flatten(0, 1), layout.places)
     return out_NHD[None], None
 
 
-def real_hidden_states(
-    causal: Any, ids_BT: torch.Tensor, real_BT: torch.Tensor, dtype: torch.dtype
+def kept_places(real_BT: torch.Tensor) -> torch.Tensor:
+    """(B, T) bool: the real tokens, and padding up to a multiple of `TOKEN_MULTIPLE` tokens.
+
+    Buffers of few sizes fit into each other's places; of many, the heap grows with every step.
+    """
+    missing = -int(real_BT.sum()) % TOKEN_MULTIPLE
+    padding_BT = ~real_BT
+    nearest_BT = padding_BT.flatten().cumsum(0).view_as(padding_BT) <= missing
+    return real_BT | (padding_BT & nearest_BT)
+
+
+def packed_hidden_states(
+    causal: Any, ids_BT: torch.Tensor, kept_BT: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Last hidden states (N, D) of the real tokens of a batch padded on the right, row by row.
+    """Last hidden states (N, D) of the kept tokens of a batch padded on the right, row by row.
 
     `causal` takes attention functions by name; one loaded otherwise sees the padded batch.
     """
     if causal.config._attn_implementation != PACKED:
         padded_BTD = causal.base_model(
-            input_ids=ids_BT, attention_mask=real_BT.long(), use_cache=False
+            input_ids=ids_BT, attention_mask=kept_BT.long(), use_cache=False
         ).last_hidden_state
-        return padded_BTD[real_BT]  # type: ignore[no-any-return]
-    batch, width = real_BT.shape
-    positions_BT = real_BT.cumsum(1) - 1
+        return padded_BTD[kept_BT]  # type: ignore[no-any-return]
+    batch, width = kept_BT.shape
+    positions_BT = torch.arange(width).expand(batch, width)
     states_1ND = causal.base_model(
-        input_ids=ids_BT[real_BT][None],
-        position_ids=positions_BT[real_BT][None],
+        input_ids=ids_BT[kept_BT][None],
+        position_ids=positions_BT[kept_BT][None],
         attention_mask=causal_mask(width, dtype),
         use_cache=False,
-        layout=Layout(real_BT.flatten().nonzero()[:, 0], batch, width),
+        layout=Layout(kept_BT.flatten().nonzero()[:, 0], batch, width),
     ).last_hidden_state
     return states_1ND[0]  # type: ignore[no-any-return]
 

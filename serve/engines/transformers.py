@@ -1,7 +1,8 @@
 """The unquantized reference: a safetensors checkpoint through transformers, on CPU or CUDA.
 
 Requests are answered in fixed blocks, padded on the left, with Hugging Face's own `generate`; only
-the draw of each token is ours, so that a request's seed means the same here as in every other engine.
+the draw of each token is ours, so that a request's seed means the same here as in every other
+engine.
 """
 
 from __future__ import annotations

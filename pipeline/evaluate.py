@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.asking import ask, request_for
 from pipeline.ladder import Judged, ladder_rows
-from pipeline.memory import keep_freed_memory
+from pipeline.memory import give_back_memory, keep_freed_memory
 from pipeline.prompts import student_messages, teacher_messages
 from pipeline.recipe import EvaluateOptions, StudentOptions, TeacherOptions
 from pipeline.records import Problem, content_key
@@ -57,6 +57,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     with Judge() as judge:
         for rung in rungs:
             judged += _examine(rung, problems, options, out, judge, context)
+            give_back_memory()
     write_records(out / "answers.jsonl", judged)
     rows = ladder_rows(judged, [(r.name, r.size_bytes) for r in rungs], options.k)
     write_json(out / "ladder.json", {"rows": rows, "k": options.k, "items": len(problems)})

@@ -8,6 +8,7 @@ big ones stay mapped one by one, on huge pages, and small ones are kept (docs/no
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import sys
@@ -41,3 +42,12 @@ def keep_freed_memory() -> None:
     results = [mallopt(M_ARENA_MAX, 1), mallopt(M_TRIM_THRESHOLD, -1)]
     if not all(results):
         logging.getLogger("retort").warning("mallopt refused: %s", results)
+
+
+def give_back_memory() -> None:
+    """Hand what a finished model or training held to the kernel, before the next one needs it."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return

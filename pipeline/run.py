@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, Field, ValidationError
 
+from pipeline.memory import give_back_memory
 from pipeline.progress import Progress
 from pipeline.records import content_key
 from pipeline.store import write_json
@@ -195,6 +196,7 @@ def run_stage(run: RunDir, stage: Stage, fingerprint: str, context: Context) -> 
         run.manifest_path(stage).unlink(missing_ok=True)
         inputs = {name: run.root / name for name in stage.needs}
         counts = stage.module.run(stage.config, inputs, out, context)
+        give_back_memory()
         manifest = Manifest(
             stage=stage.name,
             fingerprint=fingerprint,

@@ -50,7 +50,7 @@ class Rung:
 def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Answer, judge and tabulate. A rung that cannot answer raises EngineError with its name."""
     options = config[2]
-    keep_freed_memory()
+    keep_freed_memory(one_heap=True)
     problems = list(read_records(inputs["01-problems"] / "eval.jsonl", Problem))
     judged: list[Judged] = []
     rungs = rungs_of(config, inputs)

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 # From glibc's malloc.h.
-M_TRIM_THRESHOLD, M_ARENA_MAX = -1, -8
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+MAPS_BY_DEFAULT = 65_536
 TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 KERNEL_CHOICE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -33,13 +34,21 @@ def start_again_on_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 our own command
 
 
-def keep_freed_memory() -> None:
-    """Ask glibc for one arena that is never trimmed. A no-op elsewhere."""
+def keep_freed_memory(one_heap: bool = False) -> None:
+    """Ask glibc for one arena that is never trimmed. A no-op elsewhere.
+
+    `one_heap`: big buffers live in it too. Right for generation, whose buffers grow together
+    (451 against 228 tok/s); in training they would make it grow without end.
+    """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    results = [mallopt(M_ARENA_MAX, 1), mallopt(M_TRIM_THRESHOLD, -1)]
+    results = [
+        mallopt(M_ARENA_MAX, 1),
+        mallopt(M_TRIM_THRESHOLD, -1),
+        mallopt(M_MMAP_MAX, 0 if one_heap else MAPS_BY_DEFAULT),
+    ]
     if not all(results):
         logging.getLogger("retort").warning("mallopt refused: %s", results)
 

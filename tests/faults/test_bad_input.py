@@ -17,7 +17,13 @@ ROOT = Path(__file__).parent.parent.parent
 FAST = ["--set", "problems.train_per_family=2", "--set", "problems.eval_per_family=2"]
 
 
+def as_from_a_terminal() -> None:
+    """Tests started in the background ignore Ctrl-C, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(run: Path, *arguments: str, **options) -> subprocess.Popen[str]:
+    options.setdefault("preexec_fn", as_from_a_terminal)
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline.all", "smoke", "--run", str(run), *arguments],
         stdout=subprocess.PIPE,
@@ -75,7 +81,7 @@ def test_a_full_disk_ends_with_4_and_leaves_no_half_file(tmp_path):
     """RLIMIT_FSIZE makes the kernel refuse the write at this size, as a full disk would."""
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, 16_384))
 
     run = tmp_path / "run"
     many = ["--set", "problems.train_per_family=200", "--set", "problems.eval_per_family=2"]

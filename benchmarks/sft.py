@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
-from pipeline.memory import HUGE_PAGES, TUNABLES
 from pipeline.recipe import Recipe, find_recipe, load_recipe
 from pipeline.records import Example
 from pipeline.store import read_records
@@ -33,8 +31,9 @@ def measure(variant: str, run: Path, count: int) -> dict[str, float]:
     """Train one epoch over `count` examples; seconds, tokens and the final mean loss."""
     recipe = load_recipe(find_recipe("default"))
     if variant == "ours":
-        from pipeline.memory import keep_freed_memory
+        from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
 
+        start_again_on_huge_pages()
         keep_freed_memory()
     from transformers import AutoTokenizer
 
@@ -107,10 +106,7 @@ def main() -> None:
         for name in VARIANTS:
             command = [sys.executable, "-m", "benchmarks.sft", str(options.run), "--measure", name]
             command += ["--examples", str(options.examples)]
-            environment = {**os.environ, **({TUNABLES: HUGE_PAGES} if name == "ours" else {})}
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=True, env=environment
-            )
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
             figures = json.loads(done.stdout.strip().splitlines()[-1])
             rates[name].append(figures["tokens"] / figures["took_s"])
             losses[name] = figures["loss_nats"]

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import describe
+from pipeline.asking import with_openings
 from pipeline.prompts import teacher_messages
 from pipeline.recipe import Recipe, find_recipe, load_recipe
 from pipeline.records import Problem
@@ -47,7 +48,7 @@ def ours(recipe: Recipe, path: Path, asked: list[Problem], slots: int) -> float:
         for i, problem in enumerate(asked)
     ]
     started_s = time.monotonic()
-    tokens = sum(c.completion_tokens for _, c in engine.generate(requests))
+    tokens = sum(c.completion_tokens for _, c in engine.generate(with_openings(requests)))
     took_s = time.monotonic() - started_s
     engine.close()
     return tokens / took_s

@@ -31,6 +31,7 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 def stages(recipe: Recipe) -> list[Stage]:
@@ -103,7 +104,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in INTERRUPTS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background jobs have it
+            signal.signal(number, _interrupt)
     progress = Progress()
     try:
         recipe = load_recipe(find_recipe(options.recipe), tuple(options.set))
@@ -156,6 +159,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # A second one, as `timeout` and impatient people send it, must not disturb the way out.
+    for number in INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -6,8 +6,10 @@ for nothing twice and a changed setting reuses what it did not change.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from os.path import commonprefix
 from pathlib import Path
 
 from pipeline.progress import Bar
@@ -55,9 +57,21 @@ def ask(
                 context.progress.bar(label, len(requests)) as bar,
             ):
                 bar.advance(len(requests) - len(missing))
-                for batch in _batches(engine, requests, {r.key for r in missing}):
+                for batch in _batches(engine, with_openings(requests), {r.key for r in missing}):
                     _ask_batch(engine, batch, store, answers, bar)
     return {r.key: answers[r.key] for r in requests}
+
+
+def with_openings(requests: Sequence[Request]) -> list[Request]:
+    """Each request with the text that its last message shares with all of its leading messages.
+
+    Taken over everything a stage asks, answered or not, so that a resumed run cuts alike.
+    """
+    questions: defaultdict[tuple[Message, ...], list[str]] = defaultdict(list)
+    for request in requests:
+        questions[request.messages[:-1]].append(request.messages[-1].content)
+    openings = {lead: commonprefix(texts) for lead, texts in questions.items()}  # noqa: RUF071
+    return [r.model_copy(update={"opening": openings[r.messages[:-1]]}) for r in requests]
 
 
 def _batches(

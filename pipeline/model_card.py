@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.ladder import ladder_cells
+from pipeline.ladder_table import ladder_cells
 from pipeline.recipe import Recipe
 
 

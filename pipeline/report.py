@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import plots
-from pipeline.ladder import ladder_cells
+from pipeline.ladder_table import ladder_cells
 from pipeline.model_card import model_card
 from pipeline.prompts import student_messages, teacher_messages
 from pipeline.recipe import Recipe

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from pipeline.head_loss import Workspace, has_plain_head, summed_loss
 from pipeline.packing import PACKED, kept_places, packed_hidden_states
 from pipeline.recipe import SftOptions
 from pipeline.records import Example
@@ -27,8 +27,6 @@ from pipeline.sft import COMPLETE
 from serve.errors import TrainingDiverged
 from serve.hardware import has_cuda, has_fast_bfloat16
 
-# Logits of this many rows exist at a time: 256 x 49,152 float32 numbers are 50 MB.
-HEAD_ROWS = 256
 OnStep = Callable[[int, float], None]
 
 
@@ -36,6 +34,10 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
     """`SFTTrainer` whose CPU loss sees no padding and projects supervised positions only."""
 
     _warm = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._workspace = Workspace()
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
         """The first step of a process runs twice and counts once.
@@ -62,10 +64,10 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         num_items_in_batch: Any = None,
     ) -> Any:
         """Mean negative log-likelihood (nats) of the completion tokens of the batch."""
-        if has_cuda() or return_outputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         plain = self.accelerator.unwrap_model(model)
         causal = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+        if has_cuda() or return_outputs or not has_plain_head(causal):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         kept_BT = kept_places(inputs["attention_mask"].bool())
         next_BT = functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
         labels_N = next_BT[kept_BT]
@@ -74,25 +76,11 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         # accelerate puts autocast around `model.forward`, which this way round does not pass.
         with self.accelerator.autocast():
             hidden_ND = packed_hidden_states(causal, inputs["input_ids"], kept_BT, dtype)
-            total = summed_loss(
-                causal.get_output_embeddings(), hidden_ND[supervised_N], labels_N[supervised_N]
-            )
+        hidden_SD = hidden_ND[supervised_N].to(dtype)
+        weight_VD = causal.get_output_embeddings().weight
+        total = summed_loss(weight_VD, hidden_SD, labels_N[supervised_N], self._workspace)
         count = supervised_N.sum() if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(count).clamp(min=1)
-
-
-def summed_loss(head: Any, hidden_SD: torch.Tensor, labels_S: torch.Tensor) -> torch.Tensor:
-    """Summed negative log-likelihood (nats), at most `HEAD_ROWS` rows of logits at a time.
-
-    The rows are projected once more in the backward pass: cheaper than keeping S x V numbers.
-    """
-
-    def part(hidden_RD: torch.Tensor, labels_R: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(head(hidden_RD).float(), labels_R, reduction="sum")
-
-    parts = zip(hidden_SD.split(HEAD_ROWS), labels_S.split(HEAD_ROWS), strict=True)
-    losses = [checkpoint(part, *rows, use_reentrant=False) for rows in parts]
-    return torch.stack(losses).sum()
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]

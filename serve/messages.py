@@ -31,11 +31,16 @@ class Sampling(Record):
 
 
 class Request(Record):
-    """One question to an engine. `key` names the answer; engines never interpret it."""
+    """One question to an engine. `key` names the answer; engines never interpret it.
+
+    `opening` is how the last message begins here and in other requests with the same leading
+    messages: an engine may read that once. It asks nothing by itself.
+    """
 
     key: str
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
+    opening: str = ""
 
 
 class Timing(Record):

@@ -42,6 +42,7 @@ class ChildEngine:
             encoding="utf-8",
         )
         self.name = name
+        self._unread = False
         hello = self._read()
         self.name = str(hello["name"])
         self.batch_invariant = bool(hello["batch_invariant"])
@@ -56,15 +57,14 @@ class ChildEngine:
                 pipe.close()
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
-        self._send("generate", requests=[r.model_dump() for r in requests])
-        while "done" not in (reply := self._read()):
+        for reply in self._replies("generate", requests=[r.model_dump() for r in requests]):
             yield reply["key"], Completion.model_validate(reply["completion"])
 
     def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
-        ((_, whole),) = self.generate(
-            [Request(key="stream", messages=tuple(messages), sampling=sampling)]
-        )
-        yield Chunk(text=whole.text, tokens=whole.completion_tokens, finish=whole.finish)
+        for reply in self._replies(
+            "stream", messages=[m.model_dump() for m in messages], sampling=sampling.model_dump()
+        ):
+            yield Chunk.model_validate(reply["chunk"])
 
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
         self._send("score", messages=[m.model_dump() for m in messages], completion=completion)
@@ -73,8 +73,17 @@ class ChildEngine:
     def logits(self, ids: Sequence[int]) -> LogitsTV:
         raise EngineError(f"{self.name} runs in a child process, which hands over no logits")
 
+    def _replies(self, verb: str, **fields: Any) -> Iterator[dict[str, Any]]:
+        self._send(verb, **fields)
+        self._unread = True
+        while "done" not in (reply := self._read()):
+            yield reply
+        self._unread = False
+
     def _send(self, verb: str, **fields: Any) -> None:
         assert self._child.stdin is not None
+        while self._unread:  # a caller left before the end of the last answer
+            self._unread = "done" not in self._read()
         try:
             self._child.stdin.write(json.dumps({"verb": verb, **fields}) + "\n")
             self._child.stdin.flush()
@@ -130,6 +139,12 @@ def _serve(engine: Engine, asked: dict[str, Any], reply: Any) -> None:
     if asked["verb"] == "score":
         messages = [Message.model_validate(m) for m in asked["messages"]]
         reply(scores=engine.score(messages, asked["completion"]).model_dump())
+        return
+    if asked["verb"] == "stream":
+        messages = [Message.model_validate(m) for m in asked["messages"]]
+        for chunk in engine.stream(messages, Sampling.model_validate(asked["sampling"])):
+            reply(chunk=chunk.model_dump())
+        reply(done=True)
         return
     requests = [Request.model_validate(r) for r in asked["requests"]]
     for key, completion in engine.generate(requests):

@@ -134,7 +134,9 @@ class LlamaCppEngine:
 
     def _admit(self, slot: int, request: Request) -> _Sequence:
         """Put one prompt into `slot` and draw its first token."""
-        sequence = _Sequence(request, self._prompt(request.messages), time.monotonic())
+        sequence = _Sequence(
+            request, self._prompt(request.messages, request.opening), time.monotonic()
+        )
         length = len(sequence.prompt.shared) + len(sequence.prompt.own)
         if length >= self.model.context_tokens:
             raise EngineError(
@@ -232,23 +234,23 @@ class LlamaCppEngine:
             active[target] = active.pop(slot)
         return rows
 
-    def _prompt(self, messages: tuple[Message, ...]) -> _Prompt:
+    def _prompt(self, messages: tuple[Message, ...], opening: str = "") -> _Prompt:
         ids = tuple(self.prompt_ids(messages))
-        shared = self._shared_ids(messages)
-        if not shared or ids[: len(shared)] != shared or len(ids) == len(shared):
-            return _Prompt((), ids)
-        return _Prompt(shared, ids[len(shared) :])
+        for shared in (self._shared_ids(messages, opening), self._shared_ids(messages, "")):
+            if shared and ids[: len(shared)] == shared and len(ids) > len(shared):
+                return _Prompt(shared, ids[len(shared) :])
+        return _Prompt((), ids)
 
-    def _shared_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """Ids that every conversation with the same leading messages begins with.
+    def _shared_ids(self, messages: tuple[Message, ...], opening: str) -> tuple[int, ...]:
+        """Ids that every conversation with the same leading messages and `opening` begins with.
 
-        Found by rendering two last messages that share no first character, never by comparing the
-        requests at hand: which requests those are must not change where a prompt is cut.
+        Found by rendering two last messages that go on with different characters, never by
+        comparing the requests at hand: which ones those are must not change where a prompt is cut.
         """
-        lead = messages[:-1]
+        lead = (*messages[:-1], Message(role=messages[-1].role, content=opening))
         if lead not in self._shared_by_lead:
             first, second = (
-                self.prompt_ids([*lead, Message(role=messages[-1].role, content=text)])
+                self.prompt_ids([*lead[:-1], Message(role=lead[-1].role, content=opening + text)])
                 for text in ("0", "Zebra")
             )
             same = next(

@@ -1,8 +1,8 @@
 """The unquantized reference: a safetensors checkpoint through transformers, on CPU or CUDA.
 
-Requests are answered in fixed blocks, padded on the left, with Hugging Face's own `generate`; only
-the draw of each token is ours, so that a request's seed means the same here as in every other
-engine.
+Requests are answered in fixed blocks, padded on the left; rows that ended leave the block now and
+then, so that a few long answers do not cost a whole one. Each token is drawn as in every other
+engine: a request's seed means the same everywhere, and no model's generation config changes it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import numpy as np
 import torch
+from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
@@ -31,6 +32,9 @@ from serve.engines.sampling import pick_token
 from serve.errors import EngineError
 from serve.hardware import has_cuda, has_fast_bfloat16
 from serve.messages import Chunk, Completion, Message, Request, Sampling, Timing, TokenScores
+
+# A smaller block is copied out once this share of its rows, or less, still goes on.
+KEPT_ROWS_SHARE = 0.85
 
 
 def load(
@@ -87,32 +91,56 @@ class TransformersEngine:
         started_s = time.monotonic()
         prompts = [self.prompt_ids(r.messages) for r in requests]
         width = max(map(len, prompts))
-        limit = max(r.sampling.max_tokens for r in requests)
-        if width + limit > self._context_tokens:
-            limit = self._context_tokens - width
+        limit = min(max(r.sampling.max_tokens for r in requests), self._context_tokens - width)
         if limit <= 0:
             raise EngineError(f"prompt of {width} tokens, context {self._context_tokens} tokens")
-        ids_BT = torch.tensor([[self._pad] * (width - len(p)) + p for p in prompts])
-        mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        draw = _Draw([r.sampling for r in requests], width)
-        out_BT = self.model.generate(
-            ids_BT.to(self.model.device),
-            attention_mask=mask_BT.to(self.model.device),
-            max_new_tokens=limit,
-            do_sample=False,
-            pad_token_id=self._pad,
-            eos_token_id=sorted(self._ends),
-            logits_processor=LogitsProcessorList([draw]),
-            stopping_criteria=StoppingCriteriaList([_Stops(self, requests, width)]),
+        device = self.model.device
+        ids_BT = torch.tensor([[self._pad] * (width - len(p)) + p for p in prompts], device=device)
+        mask_BT = torch.tensor(
+            [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device
         )
+        cache = DynamicCache(config=self.model.config)
+        written: list[list[int]] = [[] for _ in requests]
+        rows, over, first_s = list(range(len(requests))), set[int](), 0.0
+        for position in range(limit):
+            logits_BV = self.model(
+                input_ids=ids_BT,
+                attention_mask=mask_BT,
+                position_ids=(mask_BT.cumsum(dim=1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :],
+                past_key_values=cache,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            tokens = draw_tokens(logits_BV, [requests[row].sampling for row in rows], position)
+            first_s = first_s or time.monotonic() - started_s
+            for row, token in zip(rows, tokens, strict=True):
+                if row not in over:
+                    written[row].append(token)
+                    if self._over(requests[row], written[row]):
+                        over.add(row)
+            going = [i for i, row in enumerate(rows) if row not in over]
+            if not going:
+                break
+            ids_BT = torch.tensor(tokens, device=device)[:, None]
+            if len(going) <= KEPT_ROWS_SHARE * len(rows):
+                kept_K = torch.tensor(going, device=device)
+                cache.batch_select_indices(kept_K)
+                ids_BT, mask_BT = ids_BT[kept_K], mask_BT[kept_K]
+                rows = [rows[i] for i in going]
+            mask_BT = functional.pad(mask_BT, (0, 1), value=1)
         total_s = time.monotonic() - started_s
         return [
-            (
-                request.key,
-                self._completion(request, len(prompt), row[width:].tolist(), total_s, draw.first_s),
-            )
-            for request, prompt, row in zip(requests, prompts, out_BT, strict=True)
+            (request.key, self._completion(request, len(prompt), ids, total_s, first_s))
+            for request, prompt, ids in zip(requests, prompts, written, strict=True)
         ]
+
+    def _over(self, request: Request, ids: Sequence[int]) -> bool:
+        """True once an answer has its end token, a stop string, or all of its tokens."""
+        if ids[-1] in self._ends or len(ids) >= request.sampling.max_tokens:
+            return True
+        if not request.sampling.stop:
+            return False
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return any(stop in text for stop in request.sampling.stop)
 
     def _completion(
         self, request: Request, prompt_tokens: int, ids: list[int], total_s: float, first_s: float
@@ -202,41 +230,20 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, ids_BT: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
         self.first_s = self.first_s or time.monotonic() - self._started_s
         self.drawn += 1
-        if all(s.temperature == 0.0 for s in self._samplings):
-            self.last = int(scores_BV[-1].argmax())
-            return scores_BV
-        position = ids_BT.shape[1] - self._width
-        rows = scores_BV.float().cpu().numpy()
-        chosen = np.array(
-            [pick_token(row, s, position) for row, s in zip(rows, self._samplings, strict=True)]
-        )
-        self.last = int(chosen[-1])
+        chosen = draw_tokens(scores_BV, self._samplings, ids_BT.shape[1] - self._width)
+        self.last = chosen[-1]
         only_BV = torch.full_like(scores_BV, -torch.inf)
-        only_BV[torch.arange(len(chosen)), torch.from_numpy(chosen)] = 0.0
+        only_BV[torch.arange(len(chosen)), torch.tensor(chosen)] = 0.0
         return only_BV
 
 
-class _Stops(StoppingCriteria):  # type: ignore[misc]
-    """Ends rows that wrote one of their stop strings or reached their own token limit."""
-
-    def __init__(self, engine: TransformersEngine, requests: Sequence[Request], width: int) -> None:
-        self._engine, self._requests, self._width = engine, requests, width
-
-    def __call__(self, ids_BT: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        length = ids_BT.shape[1] - self._width
-        return torch.tensor(
-            [
-                length >= request.sampling.max_tokens or self._wrote_stop(request, row)
-                for request, row in zip(self._requests, ids_BT, strict=True)
-            ],
-            device=ids_BT.device,
-        )
-
-    def _wrote_stop(self, request: Request, row: torch.Tensor) -> bool:
-        if not request.sampling.stop:
-            return False
-        text = self._engine.tokenizer.decode(row[self._width :], skip_special_tokens=True)
-        return any(stop in text for stop in request.sampling.stop)
+def draw_tokens(logits_BV: torch.Tensor, samplings: Sequence[Sampling], position: int) -> list[int]:
+    """One token id a row, by that row's own sampling."""
+    if all(s.temperature == 0.0 for s in samplings):
+        ids: list[int] = logits_BV.argmax(dim=-1).tolist()
+        return ids
+    rows = logits_BV.float().cpu().numpy()
+    return [pick_token(row, s, position) for row, s in zip(rows, samplings, strict=True)]
 
 
 class _Leaves(StoppingCriteria):  # type: ignore[misc]

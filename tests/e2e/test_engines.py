@@ -72,6 +72,19 @@ def test_a_completion_depends_on_its_request_alone(llama, gguf):
         other.close()
 
 
+def test_an_opening_is_read_once_and_the_prompt_stays_the_same(llama):
+    messages = turns(QUESTIONS[3])
+    plain, opened = llama._prompt(messages), llama._prompt(messages, "What is ")
+    assert opened.shared + opened.own == plain.shared + plain.own
+    assert len(opened.shared) > len(plain.shared) > 0
+    assert llama._prompt(messages, "Who was ") == plain
+    asked = [r.model_copy(update={"opening": "What is "}) for r in requests()]
+    together = {k: c.ids for k, c in llama.generate(asked)}
+    assert {k: c.ids for k, c in llama.generate(asked[5:9])} == {
+        r.key: together[r.key] for r in asked[5:9]
+    }
+
+
 def test_samples_of_one_prompt_share_its_prefill_and_differ(llama):
     asked = [
         Request(
@@ -166,6 +179,20 @@ def test_a_child_answers_like_the_engine_itself(llama, gguf):
         assert answered == {k: c.ids for k, c in llama.generate(asked)}
         scored = child.score(turns(QUESTIONS[2]), "It is 7.")
         assert scored == llama.score(turns(QUESTIONS[2]), "It is 7.")
+    finally:
+        child.close()
+
+
+def test_a_child_streams_piece_by_piece_and_survives_a_caller_that_leaves(llama, gguf):
+    child = load_in_child("llama.cpp", path=gguf, slots=16, context_tokens=512)
+    try:
+        request = requests(temperature=0.0)[2]
+        expected = [c.text for c in llama.stream(request.messages, request.sampling)]
+        assert len(expected) > 5
+        for left in (child.stream(request.messages, request.sampling), child.generate(requests())):
+            next(iter(left))
+        streamed = child.stream(request.messages, request.sampling)
+        assert [c.text for c in streamed] == expected
     finally:
         child.close()
 

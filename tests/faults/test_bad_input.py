@@ -100,6 +100,7 @@ def test_ctrl_c_while_collecting_is_130_and_resumable(tmp_path):
     while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
+    child.send_signal(signal.SIGTERM)  # `timeout` and service managers send a second one
     returned, lines = finish(child)
     assert returned == 130
     assert lines[0].startswith("error: interrupted; ")

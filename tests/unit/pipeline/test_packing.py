@@ -1,9 +1,8 @@
-"""Batches without padding: which places stay, and the loss over parts of the head."""
+"""Batches without padding: which places stay."""
 
 import torch
 
 from pipeline.packing import TOKEN_MULTIPLE, kept_places
-from pipeline.sft_trainer import HEAD_ROWS, summed_loss
 
 
 def lengths(*counts: int, width: int) -> torch.Tensor:
@@ -25,16 +24,3 @@ def test_a_batch_with_too_little_padding_keeps_all_of_it():
 def test_a_full_batch_of_a_fitting_size_keeps_nothing_else():
     real = lengths(64, 64, 0, width=64)
     assert torch.equal(kept_places(real), real)
-
-
-def test_the_loss_in_parts_is_the_loss_at_once():
-    torch.manual_seed(1)
-    head = torch.nn.Linear(8, 50, bias=False)
-    hidden = torch.randn(2 * HEAD_ROWS + 3, 8, requires_grad=True)
-    labels = torch.randint(0, 50, (len(hidden),))
-    at_once = torch.nn.functional.cross_entropy(head(hidden), labels, reduction="sum")
-    (expected,) = torch.autograd.grad(at_once, hidden)
-    in_parts = summed_loss(head, hidden, labels)
-    (found,) = torch.autograd.grad(in_parts, hidden)
-    torch.testing.assert_close(in_parts, at_once, rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

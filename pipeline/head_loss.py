@@ -1,8 +1,8 @@
 """Cross-entropy straight from hidden states: the logits of a batch never exist all at once.
 
 Loss and gradients of the output head come out of one pass over parts of the rows, in buffers that
-every part uses again (the idea of Liger's fused linear cross-entropy, arXiv 2410.10989, section
-3.2; its kernels are for GPUs). On a CPU fresh buffers of this size cost more than what is computed in them.
+every part uses again (the idea of Liger's fused linear cross-entropy, arXiv 2410.10989, whose
+kernels are for GPUs). On a CPU, fresh buffers of this size cost as much as what they compute.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.recipe import find_recipe, load_recipe
 from pipeline.student import student_checkpoint
@@ -169,6 +170,23 @@ def test_an_unknown_engine_lists_the_known_ones():
     with pytest.raises(UsageError) as caught:
         load_engine("magic")
     assert caught.value.hint == "one of llama.cpp, transformers, http"
+
+
+def test_rows_that_end_leave_the_block_and_the_others_go_on(reference):
+    asked = [
+        r.model_copy(update={"sampling": Sampling(max_tokens=4 + 6 * i)})
+        for i, r in enumerate(requests()[:8])
+    ]
+    answers = dict(reference.generate(asked))
+    for request in asked:
+        prompt = reference.prompt_ids(request.messages)
+        limit = request.sampling.max_tokens
+        alone = reference.model.generate(
+            torch.tensor([prompt]), max_new_tokens=limit, do_sample=False
+        )[0, len(prompt) :].tolist()
+        ended = alone[-1] == reference.tokenizer.eos_token_id
+        assert list(answers[request.key].ids) == (alone[:-1] if ended else alone)
+        assert answers[request.key].finish == ("stop" if ended else "length")
 
 
 def test_a_child_answers_like_the_engine_itself(llama, gguf):

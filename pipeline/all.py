@@ -9,9 +9,11 @@ is done again, and nothing before it.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -31,7 +33,7 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+SAME_WISH_S = 5.0
 
 
 def stages(recipe: Recipe) -> list[Stage]:
@@ -104,9 +106,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    for number in INTERRUPTS:
+    interrupt = _Interrupt()
+    for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background jobs have it
-            signal.signal(number, _interrupt)
+            signal.signal(number, interrupt)
     progress = Progress()
     try:
         recipe = load_recipe(find_recipe(options.recipe), tuple(options.set))
@@ -158,11 +161,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    # A second one, as `timeout` and impatient people send it, must not disturb the way out.
-    for number in INTERRUPTS:
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+class _Interrupt:
+    """The signal handler: one wish to stop is one KeyboardInterrupt, however many signals say it.
+
+    `timeout` and impatient people send two, and the second must not disturb the way out.
+    """
+
+    def __init__(self) -> None:
+        self._accepted_s = -math.inf
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        now_s = time.monotonic()
+        if now_s - self._accepted_s > SAME_WISH_S:
+            self._accepted_s = now_s
+            raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Answer(Record):
 def request_for(
     identity: str, messages: tuple[Message, ...], sampling: Sampling, sample: int = 0
 ) -> Request:
-    """A request whose key is the hash of what determines its answer.
+    """A request whose key is the hash of what is asked, of whom, and how.
 
     `identity` says which model answers (name and sha256) and in which runtime.
     """
@@ -63,14 +63,15 @@ def ask(
 
 
 def with_openings(requests: Sequence[Request]) -> list[Request]:
-    """Each request with the text that its last message shares with all of its leading messages.
+    """Each request with the whole words that all last messages after its leading ones begin with.
 
     Taken over everything a stage asks, answered or not, so that a resumed run cuts alike.
     """
     questions: defaultdict[tuple[Message, ...], list[str]] = defaultdict(list)
     for request in requests:
         questions[request.messages[:-1]].append(request.messages[-1].content)
-    openings = {lead: commonprefix(texts) for lead, texts in questions.items()}  # noqa: RUF071
+    shared = {lead: commonprefix(texts) for lead, texts in questions.items()}  # noqa: RUF071
+    openings = {lead: text[: text.rfind(" ") + 1] for lead, text in shared.items()}
     return [r.model_copy(update={"opening": openings[r.messages[:-1]]}) for r in requests]
 
 

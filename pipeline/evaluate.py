@@ -29,7 +29,7 @@ from serve.engines.child import load_in_child
 from serve.messages import Message, Request, Sampling
 from serve.models import file_sha256
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LIBRARIES = ("llama-cpp-python", "transformers", "torch", "reasoning-gym", "math-verify")
 CONTEXT_TOKENS = 1024
 

@@ -14,13 +14,19 @@ import torch
 # Logits of this many rows exist at a time: 512 x 49,152 float32 numbers are 100 MB.
 HEAD_ROWS = 512
 # Fields of a model's configuration that change its logits after the head.
-RESCALED = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+RESCALED = (
+    "final_logit_softcapping",
+    "logits_scaling",
+    "logit_scale",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
 
 
 def has_plain_head(causal: Any) -> bool:
     """True when the model's logits are its hidden states times the head's weight, and no more."""
-    head = causal.get_output_embeddings()
-    rescaled = any(getattr(causal.config, name, None) not in (None, 1, 1.0) for name in RESCALED)
+    head, config = causal.get_output_embeddings(), causal.config.get_text_config()
+    rescaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in RESCALED)
     return type(head) is torch.nn.Linear and head.bias is None and not rescaled
 
 
@@ -62,7 +68,6 @@ class _SummedLoss(torch.autograd.Function):  # type: ignore[misc]
     ) -> torch.Tensor:
         rows, dtype, vocabulary = HEAD_ROWS, hidden_SD.dtype, len(weight_VD)
         weight = workspace.take("weight", vocabulary, weight_VD, dtype).copy_(weight_VD)
-        part_VD = workspace.take("part", vocabulary, weight_VD, dtype)
         product_RV = workspace.take("product", rows, weight_VD.t(), dtype)
         logits_RV = workspace.take("logits", rows, weight_VD.t(), torch.float32)
         trained = ctx.needs_input_grad[0]
@@ -83,6 +88,7 @@ class _SummedLoss(torch.autograd.Function):  # type: ignore[misc]
             product.copy_(logits)  # d loss / d logits = softmax - one at the label
             torch.mm(product, weight, out=hidden_gradient_SD[start : start + rows])
             if weight_gradient_VD is not None:
+                part_VD = workspace.take("part", vocabulary, weight_VD, dtype)
                 weight_gradient_VD += torch.mm(product.t(), hidden, out=part_VD)
         ctx.gradients = (weight_gradient_VD, hidden_gradient_SD)
         return total

@@ -26,6 +26,15 @@ class Layout(NamedTuple):
     width: int
 
 
+def packs(model: Any) -> bool:
+    """True when attention over all earlier tokens is the only thing that joins a row's tokens.
+
+    Sliding windows, convolutions and recurrent layers would reach into the example before.
+    """
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
+    return bool(model._supports_attention_backend) and set(kinds) == {"full_attention"}
+
+
 def causal_mask(width: int, dtype: torch.dtype) -> torch.Tensor:
     """(1, 1, T, T), added to scores. Padding on the right needs no mask of its own."""
     future_TT = torch.ones(width, width, dtype=torch.bool).triu(1)

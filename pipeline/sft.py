@@ -22,7 +22,7 @@ from pipeline.student import student_checkpoint
 from pipeline.supervise import full_example
 from serve.errors import DataError
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 # Written into a checkpoint folder after everything else: a folder without it was being written.
 COMPLETE = "COMPLETE"

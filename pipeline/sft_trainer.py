@@ -20,13 +20,16 @@ from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.head_loss import Workspace, has_plain_head, summed_loss
-from pipeline.packing import PACKED, kept_places, packed_hidden_states
+from pipeline.memory import give_back_memory
+from pipeline.packing import PACKED, kept_places, packed_hidden_states, packs
 from pipeline.recipe import SftOptions
 from pipeline.records import Example
 from pipeline.sft import COMPLETE
 from serve.errors import TrainingDiverged
 from serve.hardware import has_cuda, has_fast_bfloat16
 
+# Buffers of many sizes leave holes in the heap: it grows with every step unless given back.
+STEPS_BETWEEN_TRIMS = 16
 OnStep = Callable[[int, float], None]
 
 
@@ -103,6 +106,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self.on_step(state.global_step, loss)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % STEPS_BETWEEN_TRIMS == 0:
+            give_back_memory()
         if state.global_step >= state.max_steps:
             control.should_save = False  # what is saved next is the student itself
 
@@ -181,7 +186,7 @@ def _student(base: Path) -> Any:
         local_files_only=True,
         attn_implementation=None if has_cuda() else "eager",
     )
-    if not has_cuda() and model._supports_attention_backend:
+    if not has_cuda() and packs(model):
         model.set_attn_implementation(PACKED)
     return model
 

@@ -1,12 +1,11 @@
-"""A checkpoint folder to GGUF files: llama.cpp's own converter, then its own quantizer in process.
+"""A checkpoint folder to GGUF files: llama.cpp's own converter, then its own quantizer.
 
 Reads a safetensors folder; writes one `.gguf` a type. The converter is the one inside the source
-archive of the llama-cpp-python that will load the file, and runs as a child process.
+archive of the llama-cpp-python that will load the file. Both run as child processes.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -79,22 +78,23 @@ def quantize(
         raise UsageError(
             f"unknown GGUF type {file_type!r}", hint=f"one of {', '.join(sorted(FILE_TYPES))}"
         )
-    import llama_cpp as native
-
-    from serve.engines.llama_native import last_log_line
-
-    options = native.llama_model_quantize_default_params()
-    options.ftype = FILE_TYPES[file_type]
-    options.nthread = threads
-    options.allow_requantize = requantize
     partial = target.with_suffix(".partial")
-    status = native.llama_model_quantize(
-        str(source).encode(), str(partial).encode(), ctypes.byref(options)
-    )
-    if status != 0:
+    options = [str(source), str(partial), FILE_TYPES[file_type], threads, requantize]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "quant.quantizer", *map(str, options)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise EngineError(
+                f"quantizing to {file_type} ended with {done.returncode}: {lines[-1]}"
+            )
+        os.replace(partial, target)
+    finally:
         partial.unlink(missing_ok=True)
-        raise EngineError(f"quantizing to {file_type} returned {status}: {last_log_line()}")
-    os.replace(partial, target)
 
 
 def ladder(

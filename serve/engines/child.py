@@ -42,7 +42,7 @@ class ChildEngine:
             encoding="utf-8",
         )
         self.name = name
-        self._unread = False
+        self._unread, self._turn = False, 0
         hello = self._read()
         self.name = str(hello["name"])
         self.batch_invariant = bool(hello["batch_invariant"])
@@ -74,14 +74,18 @@ class ChildEngine:
         raise EngineError(f"{self.name} runs in a child process, which hands over no logits")
 
     def _replies(self, verb: str, **fields: Any) -> Iterator[dict[str, Any]]:
+        """Replies up to the last; a caller may leave before, and the next call waits them out."""
         self._send(verb, **fields)
-        self._unread = True
+        self._unread, turn = True, self._turn
         while "done" not in (reply := self._read()):
             yield reply
+            if turn != self._turn:
+                raise EngineError(f"{self.name} was asked something else before this answer ended")
         self._unread = False
 
     def _send(self, verb: str, **fields: Any) -> None:
         assert self._child.stdin is not None
+        self._turn += 1
         while self._unread:  # a caller left before the end of the last answer
             self._unread = "done" not in self._read()
         try:

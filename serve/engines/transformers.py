@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
@@ -72,6 +73,9 @@ class TransformersEngine:
             self.tokenizer.eos_token_id,
             *([ends] if isinstance(ends, int) else ends or []),
         }
+        self.model.generation_config = GenerationConfig(
+            eos_token_id=sorted(self._ends), pad_token_id=self._pad
+        )
 
     def close(self) -> None:
         self.model = None
@@ -123,7 +127,7 @@ class TransformersEngine:
             ids_BT = torch.tensor(tokens, device=device)[:, None]
             if len(going) <= KEPT_ROWS_SHARE * len(rows):
                 kept_K = torch.tensor(going, device=device)
-                cache.batch_select_indices(kept_K)
+                cache.reorder_cache(kept_K)  # every kind of layer has it, and takes fewer rows
                 ids_BT, mask_BT = ids_BT[kept_K], mask_BT[kept_K]
                 rows = [rows[i] for i in going]
             mask_BT = functional.pad(mask_BT, (0, 1), value=1)

@@ -73,7 +73,7 @@ def test_a_completion_depends_on_its_request_alone(llama, gguf):
         other.close()
 
 
-def test_an_opening_is_read_once_and_the_prompt_stays_the_same(llama):
+def test_an_opening_is_read_once_and_the_prompt_stays_the_same(llama, monkeypatch):
     messages = turns(QUESTIONS[3])
     plain, opened = llama._prompt(messages), llama._prompt(messages, "What is ")
     assert opened.shared + opened.own == plain.shared + plain.own
@@ -84,6 +84,12 @@ def test_an_opening_is_read_once_and_the_prompt_stays_the_same(llama):
     assert {k: c.ids for k, c in llama.generate(asked[5:9])} == {
         r.key: together[r.key] for r in asked[5:9]
     }
+    decoded, decode = [], llama.model.decode
+    monkeypatch.setattr(llama.model, "decode", lambda b: (decoded.append(len(b)), decode(b)))
+    one_token = [r.model_copy(update={"sampling": Sampling(max_tokens=1)}) for r in asked]
+    assert len(dict(llama.generate(one_token))) == len(asked)
+    prompts = [llama._prompt(r.messages, "What is ") for r in asked]
+    assert sum(decoded) - sum(len(p.own) for p in prompts) in (0, len(opened.shared))
 
 
 def test_samples_of_one_prompt_share_its_prefill_and_differ(llama):
@@ -172,12 +178,21 @@ def test_an_unknown_engine_lists_the_known_ones():
     assert caught.value.hint == "one of llama.cpp, transformers, http"
 
 
-def test_rows_that_end_leave_the_block_and_the_others_go_on(reference):
+def test_rows_that_end_leave_the_block_and_the_others_go_on(reference, monkeypatch):
+    rows, forward = [], reference.model.forward
+
+    def counted(**inputs):
+        rows.append(len(inputs["input_ids"]))
+        return forward(**inputs)
+
+    monkeypatch.setattr(reference.model, "forward", counted)
     asked = [
         r.model_copy(update={"sampling": Sampling(max_tokens=4 + 6 * i)})
         for i, r in enumerate(requests()[:8])
     ]
     answers = dict(reference.generate(asked))
+    assert (rows[0], rows[-1]) == (8, 1)
+    monkeypatch.undo()
     for request in asked:
         prompt = reference.prompt_ids(request.messages)
         limit = request.sampling.max_tokens

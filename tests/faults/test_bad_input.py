@@ -36,6 +36,8 @@ def start(run: Path, *arguments: str, **options) -> subprocess.Popen[str]:
 
 def finish(child: subprocess.Popen[str]) -> tuple[int, list[str]]:
     _, errors = child.communicate(timeout=120)
+    assert "Traceback" not in errors
+    assert "Exception ignored" not in errors
     lines = errors.splitlines()
     begin = next(i for i, line in enumerate(lines) if line.startswith("error: "))
     return child.returncode, lines[begin:]

@@ -1,7 +1,12 @@
-"""What is asked: the text that questions share is marked, whichever of them are still missing."""
+"""What is asked: the words that questions share are marked, whichever of them are still missing."""
 
-from pipeline.asking import with_openings
-from serve.messages import Message, Request
+import logging
+
+from pipeline.asking import Answer, ask, with_openings
+from pipeline.progress import Progress
+from pipeline.run import Context
+from pipeline.store import write_records
+from serve.messages import Completion, Message, Request
 
 
 def request(system: str, question: str) -> Request:
@@ -9,13 +14,41 @@ def request(system: str, question: str) -> Request:
     return Request(key=question, messages=turns)
 
 
-def test_the_opening_is_what_questions_with_the_same_leading_messages_share():
-    asked = [
-        request("sums", "What is 1 + 2?"),
-        request("sums", "What is 14 + 2?"),
-        request("roots", "Find the root of 4"),
-        request("roots", "Solve"),
-    ]
-    marked = with_openings(asked)
-    assert [r.opening for r in marked] == ["What is 1", "What is 1", "", ""]
-    assert [r.messages for r in marked] == [r.messages for r in asked]
+ASKED = [
+    request("sums", "What is 11 + 2?"),
+    request("sums", "What is 14 + 2?"),
+    request("roots", "Find the root of 4"),
+    request("roots", "Solve"),
+]
+DONE = Completion(text="a", finish="stop", prompt_tokens=1, completion_tokens=1)
+
+
+class Recorder:
+    """Keeps what reaches an engine."""
+
+    name, batch_invariant, block = "recorder", True, 1
+
+    def __init__(self) -> None:
+        self.seen: list[Request] = []
+
+    def generate(self, requests):
+        self.seen += requests
+        return [(r.key, DONE) for r in requests]
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_opening_is_the_whole_words_that_questions_with_the_same_leading_messages_share():
+    marked = with_openings(ASKED)
+    assert [r.opening for r in marked] == ["What is ", "What is ", "", ""]
+    assert [r.messages for r in marked] == [r.messages for r in ASKED]
+
+
+def test_a_resumed_run_asks_what_is_missing_with_the_opening_of_everything(tmp_path):
+    log = tmp_path / "answers.jsonl"
+    write_records(log, [Answer(key=r.key, completion=DONE) for r in ASKED[1:]])
+    engine = Recorder()
+    context = Context(seed=0, progress=Progress(), log=logging.getLogger("test"))
+    assert ask(lambda: engine, ASKED, log, "x", context) == {r.key: DONE for r in ASKED}
+    assert [(r.key, r.opening) for r in engine.seen] == [("What is 11 + 2?", "What is ")]

@@ -35,8 +35,10 @@ def test_the_loss_in_parts_is_the_loss_at_once(rows):
 
 def test_a_frozen_head_gets_no_gradient():
     hidden = torch.randn(3, 8, requires_grad=True)
-    summed_loss(torch.randn(50, 8), hidden, torch.tensor([1, 2, 3]), Workspace()).backward()
+    workspace = Workspace()
+    summed_loss(torch.randn(50, 8), hidden, torch.tensor([1, 2, 3]), workspace).backward()
     assert hidden.grad.abs().sum() > 0
+    assert "part" not in workspace._buffers
 
 
 def test_bfloat16_products_stay_within_their_rounding():

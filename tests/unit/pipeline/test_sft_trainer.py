@@ -86,6 +86,17 @@ def test_the_loss_on_supervised_rows_is_trl_s_own(student, tmp_path):
     assert ours.item() == pytest.approx(math.log(100), abs=0.5)  # an untrained model guesses
 
 
+def test_a_model_that_rescales_its_logits_gets_trl_s_loss(student, tmp_path):
+    trainer = build(student, tmp_path).trainer
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.config.logit_scale = 2.0
+    trainer.compute_loss(trainer.model, dict(batch))
+    assert trainer._workspace._buffers == {}
+    trainer.model.config.logit_scale = 1.0
+    trainer.compute_loss(trainer.model, dict(batch))
+    assert sorted(trainer._workspace._buffers) == ["logits", "part", "product", "weight"]
+
+
 def test_packed_batches_give_the_gradients_of_padded_ones(student, tmp_path):
     trainer = build(student, tmp_path).trainer
     batch = next(iter(trainer.get_train_dataloader()))

@@ -171,8 +171,6 @@ class TransformersEngine:
         options: dict[str, Any] = {
             "max_new_tokens": sampling.max_tokens,
             "do_sample": False,
-            "pad_token_id": self._pad,
-            "eos_token_id": sorted(self._ends),
             "streamer": streamer,
             "logits_processor": LogitsProcessorList([count]),
             "stopping_criteria": StoppingCriteriaList([left]),
@@ -226,13 +224,10 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, samplings: Sequence[Sampling], width: int) -> None:
         self._samplings = samplings
         self._width = width
-        self._started_s = time.monotonic()
         self.drawn = 0
         self.last = -1
-        self.first_s = 0.0
 
     def __call__(self, ids_BT: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
-        self.first_s = self.first_s or time.monotonic() - self._started_s
         self.drawn += 1
         chosen = draw_tokens(scores_BV, self._samplings, ids_BT.shape[1] - self._width)
         self.last = chosen[-1]

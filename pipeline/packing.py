@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
@@ -19,11 +20,22 @@ TOKEN_MULTIPLE = 128
 
 
 class Layout(NamedTuple):
-    """Where the N tokens of a batch padded on the right stand among its B x T places."""
+    """Where the N tokens of a batch padded on the right stand among its B x T places.
+
+    `places` (N,) of the tokens; `sources` (B x T,) the token at a place, any other at padding.
+    """
 
     places: torch.Tensor
+    sources: torch.Tensor
     batch: int
     width: int
+
+
+def layout_of(kept_BT: torch.Tensor) -> Layout:
+    """The layout of a batch whose kept places are `kept_BT`."""
+    places_N = kept_BT.flatten().nonzero()[:, 0]
+    sources_P = (kept_BT.flatten().cumsum(0) - 1).clamp(min=0)
+    return Layout(places_N, sources_P, *kept_BT.shape)
 
 
 def packs(model: Any) -> bool:
@@ -43,17 +55,21 @@ def causal_mask(width: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 class _Spread(torch.autograd.Function):  # type: ignore[misc]
-    """Rows (N, ...) to their places among `count`, zeros elsewhere."""
+    """Rows (N, ...) to their places.
+
+    What stands at padding is some other row: later than all that attend, and itself never read. So
+    nothing needs to be cleared, and no gradient comes from there.
+    """
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, places_N: torch.Tensor, count: int) -> torch.Tensor:
-        ctx.save_for_backward(places_N)
-        return rows.new_zeros(count, *rows.shape[1:]).index_copy_(0, places_N, rows)
+    def forward(ctx: Any, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+        ctx.save_for_backward(layout.places)
+        return rows.index_select(0, layout.sources)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (places_N,) = ctx.saved_tensors
-        return gradient.index_select(0, places_N), None, None
+        return gradient.index_select(0, places_N), None
 
 
 class _Gather(torch.autograd.Function):  # type: ignore[misc]
@@ -92,22 +108,24 @@ def packed_attention(
             module, query_1HND, key_1GND, value_1GND, attention_mask, scaling, **options
         )
 
-    def padded(packed_1XND: torch.Tensor) -> torch.Tensor:
-        rows_NXD = packed_1XND[0].transpose(0, 1)
-        places = _Spread.apply(rows_NXD, layout.places, layout.batch * layout.width)
-        places = places.view(layout.batch, layout.width, *rows_NXD.shape[1:])
-        return places.transpose(1, 2)
+    def inside(*heads: torch.Tensor) -> torch.Tensor:
+        query, key, value = [
+            _Spread.apply(rows_NXD, layout)
+            .view(layout.batch, layout.width, *rows_NXD.shape[1:])
+            .transpose(1, 2)
+            for rows_NXD in heads
+        ]
+        out_BTHD, _ = grouped_attention(module, query, key, value, attention_mask, 1.0, **options)
+        return _Gather.apply(out_BTHD.flatten(0, 1), layout.places)  # type: ignore[no-any-return]
 
-    out_BTHD, _ = grouped_attention(
-        module,
-        padded(query_1HND),
-        padded(key_1GND),
-        padded(value_1GND),
-        attention_mask,
-        scaling,
-        **options,
-    )
-    out_NHD = _Gather.apply(out_BTHD.flatten(0, 1), layout.places)
+    # Rotary embedding leaves queries and keys in float32 beside values in bfloat16.
+    heads = [
+        packed[0].transpose(0, 1).to(value_1GND.dtype)
+        for packed in (query_1HND * scaling, key_1GND, value_1GND)
+    ]
+    # The weights of all layers were a third of what a step keeps; a tenth of it computes them anew.
+    random = options.get("dropout", 0.0) > 0.0
+    out_NHD = checkpoint(inside, *heads, use_reentrant=False, preserve_rng_state=random)
     return out_NHD[None], None
 
 
@@ -141,7 +159,7 @@ def packed_hidden_states(
         position_ids=positions_BT[kept_BT][None],
         attention_mask=causal_mask(width, dtype),
         use_cache=False,
-        layout=Layout(kept_BT.flatten().nonzero()[:, 0], batch, width),
+        layout=layout_of(kept_BT),
     ).last_hidden_state
     return states_1ND[0]  # type: ignore[no-any-return]
 

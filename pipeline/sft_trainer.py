@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.head_loss import Workspace, has_plain_head, summed_loss
+from pipeline.lean_norm import use_lean_norms
 from pipeline.memory import give_back_memory
 from pipeline.packing import PACKED, kept_places, packed_hidden_states, packs
 from pipeline.recipe import SftOptions
@@ -186,8 +187,10 @@ def _student(base: Path) -> Any:
         local_files_only=True,
         attn_implementation=None if has_cuda() else "eager",
     )
-    if not has_cuda() and packs(model):
-        model.set_attn_implementation(PACKED)
+    if not has_cuda():
+        use_lean_norms(model)
+        if packs(model):
+            model.set_attn_implementation(PACKED)
     return model
 
 

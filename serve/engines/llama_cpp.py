@@ -25,6 +25,7 @@ import numpy as np
 from serve.engines.base import LogitsTV
 from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
 from serve.engines.sampling import pick_token
+from serve.engines.stopping import cut_at_stop, settled_text, stop_index
 from serve.errors import EngineError
 from serve.messages import (
     Chunk,
@@ -72,9 +73,18 @@ class _Sequence:
     def next_position(self) -> int:
         return len(self.prompt.shared) + len(self.prompt.own) + len(self.ids) - 1
 
+    @property
+    def text(self) -> str:
+        return self.raw.decode("utf-8", "replace")
+
+    def settled(self) -> str:
+        """What later tokens cannot change."""
+        stop = self.request.sampling.stop
+        return cut_at_stop(self.text, stop) if self.finish else settled_text(self.text, stop)
+
     def completion(self) -> Completion:
         return Completion(
-            text=_cut_at_stop(self.raw.decode("utf-8", "replace"), self.request.sampling.stop),
+            text=cut_at_stop(self.text, self.request.sampling.stop),
             ids=tuple(self.ids),
             finish=self.finish or "length",
             prompt_tokens=len(self.prompt.shared) + len(self.prompt.own),
@@ -206,10 +216,7 @@ class LlamaCppEngine:
             return
         sequence.ids.append(token)
         sequence.raw += self.model.piece(token)
-        if (
-            sampling.stop
-            and _stop_index(sequence.raw.decode("utf-8", "replace"), sampling.stop) >= 0
-        ):
+        if sampling.stop and stop_index(sequence.text, sampling.stop) >= 0:
             sequence.finish = "stop"
         elif (
             len(sequence.ids) >= sampling.max_tokens
@@ -267,7 +274,7 @@ class LlamaCppEngine:
             sequence = self._admit(0, request)
             sent, pieces = 0, 0
             while True:
-                text = _settled_text(sequence, sampling.stop)
+                text = sequence.settled()
                 if len(text) > sent:
                     yield Chunk(text=text[sent:], tokens=len(sequence.ids) - pieces)
                     sent, pieces = len(text), len(sequence.ids)
@@ -309,23 +316,3 @@ class LlamaCppEngine:
 def hash_free_lead(messages: tuple[Message, ...]) -> tuple[str, ...]:
     """A sort key for the leading messages that is the same in every process."""
     return tuple(f"{m.role}\0{m.content}" for m in messages[:-1])
-
-
-def _stop_index(text: str, stop: Sequence[str]) -> int:
-    found = [index for index in (text.find(s) for s in stop if s) if index >= 0]
-    return min(found, default=-1)
-
-
-def _cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    index = _stop_index(text, stop)
-    return text if index < 0 else text[:index]
-
-
-def _settled_text(sequence: _Sequence, stop: Sequence[str]) -> str:
-    """Text that later tokens cannot change: whole characters, no half of a stop string."""
-    text = sequence.raw.decode("utf-8", "replace")
-    if sequence.finish:
-        return _cut_at_stop(text, stop)
-    text = text.rstrip("\ufffd")
-    held = max((len(s) - 1 for s in stop), default=0)
-    return text[: len(text) - held] if held else text

@@ -9,30 +9,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
-from torch.nn import functional
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TextIteratorStreamer,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from serve.engines.attention import GROUPED
 from serve.engines.base import LogitsTV
-from serve.engines.sampling import pick_token
+from serve.engines.decoding import Block, draw_tokens
+from serve.engines.stopping import cut_at_stop, settled_text, stop_index
 from serve.errors import EngineError
 from serve.hardware import has_cuda, has_fast_bfloat16
-from serve.messages import Chunk, Completion, Message, Request, Sampling, Timing, TokenScores
+from serve.messages import (
+    Chunk,
+    Completion,
+    Finish,
+    Message,
+    Request,
+    Sampling,
+    Timing,
+    TokenScores,
+)
 
 # A smaller block is copied out once this share of its rows, or less, still goes on.
 KEPT_ROWS_SHARE = 0.85
@@ -43,6 +43,41 @@ def load(
 ) -> TransformersEngine:
     """Open a checkpoint folder; `dtype` auto is bfloat16 where the hardware has it."""
     return TransformersEngine(path, slots, context_tokens, dtype)
+
+
+@dataclass
+class _Answer:
+    """A completion in progress: mutable."""
+
+    request: Request
+    prompt: list[int]
+    tokenizer: Any
+    started_s: float
+    ids: list[int] = field(default_factory=list)
+    first_token_s: float = 0.0
+    finish: Finish | None = None
+
+    @property
+    def text(self) -> str:
+        text: str = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        return text
+
+    def settled(self) -> str:
+        """What later tokens cannot change."""
+        stop = self.request.sampling.stop
+        return cut_at_stop(self.text, stop) if self.finish else settled_text(self.text, stop)
+
+    def completion(self) -> Completion:
+        return Completion(
+            text=self.settled(),
+            ids=tuple(self.ids),
+            finish=self.finish or "length",
+            prompt_tokens=len(self.prompt),
+            completion_tokens=len(self.ids),
+            timing=Timing(
+                first_token_s=self.first_token_s, total_s=time.monotonic() - self.started_s
+            ),
+        )
 
 
 class TransformersEngine:
@@ -88,112 +123,63 @@ class TransformersEngine:
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
         for start in range(0, len(requests), self.block):
-            yield from self._generate_block(requests[start : start + self.block])
-
-    @torch.inference_mode()
-    def _generate_block(self, requests: Sequence[Request]) -> list[tuple[str, Completion]]:
-        started_s = time.monotonic()
-        prompts = [self.prompt_ids(r.messages) for r in requests]
-        width = max(map(len, prompts))
-        limit = min(max(r.sampling.max_tokens for r in requests), self._context_tokens - width)
-        if limit <= 0:
-            raise EngineError(f"prompt of {width} tokens, context {self._context_tokens} tokens")
-        device = self.model.device
-        ids_BT = torch.tensor([[self._pad] * (width - len(p)) + p for p in prompts], device=device)
-        mask_BT = torch.tensor(
-            [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device
-        )
-        cache = DynamicCache(config=self.model.config)
-        written: list[list[int]] = [[] for _ in requests]
-        rows, over, first_s = list(range(len(requests))), set[int](), 0.0
-        for position in range(limit):
-            logits_BV = self.model(
-                input_ids=ids_BT,
-                attention_mask=mask_BT,
-                position_ids=(mask_BT.cumsum(dim=1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :],
-                past_key_values=cache,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            tokens = draw_tokens(logits_BV, [requests[row].sampling for row in rows], position)
-            first_s = first_s or time.monotonic() - started_s
-            for row, token in zip(rows, tokens, strict=True):
-                if row not in over:
-                    written[row].append(token)
-                    if self._over(requests[row], written[row]):
-                        over.add(row)
-            going = [i for i, row in enumerate(rows) if row not in over]
-            if not going:
-                break
-            ids_BT = torch.tensor(tokens, device=device)[:, None]
-            if len(going) <= KEPT_ROWS_SHARE * len(rows):
-                kept_K = torch.tensor(going, device=device)
-                cache.reorder_cache(kept_K)  # every kind of layer has it, and takes fewer rows
-                ids_BT, mask_BT = ids_BT[kept_K], mask_BT[kept_K]
-                rows = [rows[i] for i in going]
-            mask_BT = functional.pad(mask_BT, (0, 1), value=1)
-        total_s = time.monotonic() - started_s
-        return [
-            (request.key, self._completion(request, len(prompt), ids, total_s, first_s))
-            for request, prompt, ids in zip(requests, prompts, written, strict=True)
-        ]
-
-    def _over(self, request: Request, ids: Sequence[int]) -> bool:
-        """True once an answer has its end token, a stop string, or all of its tokens."""
-        if ids[-1] in self._ends or len(ids) >= request.sampling.max_tokens:
-            return True
-        if not request.sampling.stop:
-            return False
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return any(stop in text for stop in request.sampling.stop)
-
-    def _completion(
-        self, request: Request, prompt_tokens: int, ids: list[int], total_s: float, first_s: float
-    ) -> Completion:
-        ids = ids[: request.sampling.max_tokens]
-        end = next((i for i, token in enumerate(ids) if token in self._ends), None)
-        ids = ids if end is None else ids[:end]
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        found = [i for i in (text.find(s) for s in request.sampling.stop) if i >= 0]
-        return Completion(
-            text=text[: min(found)] if found else text,
-            ids=tuple(ids),
-            finish="stop" if end is not None or found else "length",
-            prompt_tokens=prompt_tokens,
-            completion_tokens=len(ids),
-            timing=Timing(first_token_s=first_s, total_s=total_s),
-        )
+            *_, answers = self._steps(requests[start : start + self.block])
+            yield from [(answer.request.key, answer.completion()) for answer in answers]
 
     def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        prompt = self.prompt_ids(messages)
-        count = _Draw([sampling], len(prompt))
-        left = _Leaves()
-        options: dict[str, Any] = {
-            "max_new_tokens": sampling.max_tokens,
-            "do_sample": False,
-            "streamer": streamer,
-            "logits_processor": LogitsProcessorList([count]),
-            "stopping_criteria": StoppingCriteriaList([left]),
-        }
-        ids_BT = torch.tensor([prompt], device=self.model.device)
-        worker = Thread(
-            target=self.model.generate,
-            args=(ids_BT,),
-            kwargs={"attention_mask": torch.ones_like(ids_BT), **options},
-            daemon=True,
+        request = Request(key="stream", messages=tuple(messages), sampling=sampling)
+        sent, pieces = 0, 0
+        for (answer,) in self._steps([request]):
+            text = answer.settled()
+            if len(text) > sent:
+                yield Chunk(text=text[sent:], tokens=len(answer.ids) - pieces)
+                sent, pieces = len(text), len(answer.ids)
+            if answer.finish:
+                yield Chunk(tokens=len(answer.ids) - pieces, finish=answer.finish)
+
+    @torch.inference_mode()
+    def _steps(self, requests: Sequence[Request]) -> Iterator[list[_Answer]]:
+        """All answers after each step, until the last one has its end."""
+        answers = [self._begin(request) for request in requests]
+        block = Block(self.model, [answer.prompt for answer in answers], self._pad)
+        inside = answers
+        for position in count():
+            drawn = draw_tokens(block.logits(), [a.request.sampling for a in inside], position)
+            for answer, token in zip(inside, drawn, strict=True):
+                if answer.finish is None:
+                    self._accept(answer, token)
+            yield answers
+            going = [row for row, answer in enumerate(inside) if answer.finish is None]
+            if not going:
+                return
+            if len(going) <= KEPT_ROWS_SHARE * len(inside):
+                block.keep(going)
+                inside, drawn = [inside[row] for row in going], [drawn[row] for row in going]
+            block.append(drawn)
+
+    def _begin(self, request: Request) -> _Answer:
+        answer = _Answer(
+            request, self.prompt_ids(request.messages), self.tokenizer, time.monotonic()
         )
-        worker.start()
-        seen = 0
-        try:
-            for text in streamer:
-                if text:
-                    yield Chunk(text=text, tokens=count.drawn - seen)
-                    seen = count.drawn
-            worker.join()
-            yield Chunk(finish="stop" if count.last in self._ends else "length")
-        finally:
-            left.asked = True
-            worker.join()
+        if len(answer.prompt) >= self._context_tokens:
+            raise EngineError(
+                f"prompt of {len(answer.prompt)} tokens does not fit {self._context_tokens} tokens "
+                f"({self.name}, request {request.key})"
+            )
+        return answer
+
+    def _accept(self, answer: _Answer, token: int) -> None:
+        """Take the next token and see whether the answer ends with it."""
+        answer.first_token_s = answer.first_token_s or time.monotonic() - answer.started_s
+        if token in self._ends:
+            answer.finish = "stop"
+            return
+        answer.ids.append(token)
+        sampling, length = answer.request.sampling, len(answer.prompt) + len(answer.ids)
+        if sampling.stop and stop_index(answer.text, sampling.stop) >= 0:
+            answer.finish = "stop"
+        elif len(answer.ids) >= sampling.max_tokens or length >= self._context_tokens:
+            answer.finish = "length"
 
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
         prompt = self.prompt_ids(messages)
@@ -216,39 +202,3 @@ class TransformersEngine:
         logits_BTV = self.model(ids_BT).logits
         result: LogitsTV = logits_BTV[0].float().cpu().numpy()
         return result
-
-
-class _Draw(LogitsProcessor):  # type: ignore[misc]
-    """Leaves one token per row possible: the one its own sampling draws at this position."""
-
-    def __init__(self, samplings: Sequence[Sampling], width: int) -> None:
-        self._samplings = samplings
-        self._width = width
-        self.drawn = 0
-        self.last = -1
-
-    def __call__(self, ids_BT: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
-        self.drawn += 1
-        chosen = draw_tokens(scores_BV, self._samplings, ids_BT.shape[1] - self._width)
-        self.last = chosen[-1]
-        only_BV = torch.full_like(scores_BV, -torch.inf)
-        only_BV[torch.arange(len(chosen)), torch.tensor(chosen)] = 0.0
-        return only_BV
-
-
-def draw_tokens(logits_BV: torch.Tensor, samplings: Sequence[Sampling], position: int) -> list[int]:
-    """One token id a row, by that row's own sampling."""
-    if all(s.temperature == 0.0 for s in samplings):
-        ids: list[int] = logits_BV.argmax(dim=-1).tolist()
-        return ids
-    rows = logits_BV.float().cpu().numpy()
-    return [pick_token(row, s, position) for row, s in zip(rows, samplings, strict=True)]
-
-
-class _Leaves(StoppingCriteria):  # type: ignore[misc]
-    """Ends a stream whose reader is gone."""
-
-    asked = False
-
-    def __call__(self, ids_BT: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((ids_BT.shape[0],), self.asked, device=ids_BT.device)

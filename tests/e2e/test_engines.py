@@ -1,6 +1,7 @@
 """The real student in every engine: the promises of the Engine protocol."""
 
 import hashlib
+import json
 import signal
 from pathlib import Path
 
@@ -202,6 +203,44 @@ def test_rows_that_end_leave_the_block_and_the_others_go_on(reference, monkeypat
         ended = alone[-1] == reference.tokenizer.eos_token_id
         assert list(answers[request.key].ids) == (alone[:-1] if ended else alone)
         assert answers[request.key].finish == ("stop" if ended else "length")
+
+
+@pytest.mark.parametrize("stop", [(), ("equation",)], ids=["to its end", "to a stop string"])
+def test_the_reference_streams_what_it_generates(reference, stop):
+    request = requests(temperature=0.0, stop=stop)[2]
+    ((_, whole),) = reference.generate([request])
+    chunks = list(reference.stream(request.messages, request.sampling))
+    assert "".join(c.text for c in chunks) == whole.text
+    assert sum(c.tokens for c in chunks) == whole.completion_tokens
+    assert chunks[-1].finish == whole.finish == ("stop" if stop else "length")
+    assert len(chunks) > 5
+
+
+def test_a_reader_that_leaves_ends_the_stream_s_work(reference, monkeypatch):
+    steps, forward = [], reference.model.forward
+    monkeypatch.setattr(
+        reference.model, "forward", lambda **inputs: (steps.append(1), forward(**inputs))[1]
+    )
+    pieces = reference.stream(turns(QUESTIONS[2]), Sampling(max_tokens=24))
+    next(pieces)
+    taken = len(steps)
+    pieces.close()
+    assert len(steps) == taken < 24
+
+
+def test_no_generation_config_changes_an_answer(tmp_path, reference):
+    plain = student_checkpoint(RECIPE.student)
+    for file in plain.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads((plain / "generation_config.json").read_text())
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({**config, "do_sample": True, "temperature": 2.0, "repetition_penalty": 3.0})
+    )
+    asked = requests(temperature=0.0)[:4]
+    expected = {k: c.ids for k, c in reference.generate(asked)}
+    other = load_engine("transformers", path=tmp_path, slots=8, dtype="float32")
+    assert {k: c.ids for k, c in other.generate(asked)} == expected
 
 
 def test_a_child_answers_like_the_engine_itself(llama, gguf):

@@ -111,6 +111,30 @@ def test_packed_batches_give_the_gradients_of_padded_ones(student, tmp_path):
         torch.testing.assert_close(packed, gradients["eager"][name], rtol=1e-4, atol=1e-6)
 
 
+def test_no_weight_of_attention_is_kept_for_the_way_back(student, tmp_path):
+    trainer = build(student, tmp_path).trainer
+    batch = next(iter(trainer.get_train_dataloader()))
+    width = batch["input_ids"].shape[1]
+    shapes = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (shapes.append(tensor.shape), tensor)[1], lambda tensor: tensor
+    ):
+        trainer.compute_loss(trainer.model, dict(batch)).backward()
+    assert len(shapes) > 50
+    assert [shape for shape in shapes if shape[-2:] == (width, width)] == []
+
+
+def test_the_heap_is_given_back_every_sixteen_steps(student, tmp_path, monkeypatch):
+    steps = []
+    training = build(student, tmp_path, OPTIONS.model_copy(update={"epochs": 12}))
+    monkeypatch.setattr(
+        "pipeline.sft_trainer.give_back_memory",
+        lambda: steps.append(training.trainer.state.global_step),
+    )
+    training.run(None)
+    assert steps == [16, 32]
+
+
 def test_the_first_step_runs_twice_and_counts_once(student, tmp_path, caplog):
     trainer = build(student, tmp_path).trainer
     trainer.current_gradient_accumulation_steps = 1

@@ -1,0 +1,59 @@
+"""A block of prompts in a transformers model, one token a step; rows that ended leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import DynamicCache
+
+from serve.engines.sampling import pick_token
+from serve.messages import Sampling
+
+
+class Block:
+    """Prompts padded on the left, with the cache of what was read."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad: int) -> None:
+        self._model, width = model, max(map(len, prompts))
+        missing = [width - len(prompt) for prompt in prompts]
+        self._ids_BT = self._row([[pad] * m + [*p] for m, p in zip(missing, prompts, strict=True)])
+        self._mask_BT = self._row([[0] * m + [1] * (width - m) for m in missing])
+        self._cache = DynamicCache(config=model.config)
+
+    def _row(self, values: Sequence[Any]) -> torch.Tensor:
+        return torch.tensor(values, device=self._model.device)
+
+    def logits(self) -> torch.Tensor:
+        """Logits (B, V) of each row's next token."""
+        positions_BT = (self._mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+        logits_BTV: torch.Tensor = self._model(
+            input_ids=self._ids_BT,
+            attention_mask=self._mask_BT,
+            position_ids=positions_BT[:, -self._ids_BT.shape[1] :],
+            past_key_values=self._cache,
+            logits_to_keep=1,
+        ).logits
+        return logits_BTV[:, -1]
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """One token a row, read at the next step."""
+        self._ids_BT = self._row(tokens)[:, None]
+        self._mask_BT = functional.pad(self._mask_BT, (0, 1), value=1)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone."""
+        kept_K = self._row(rows)
+        self._cache.reorder_cache(kept_K)  # every kind of layer has it, and takes fewer rows
+        self._ids_BT, self._mask_BT = self._ids_BT[kept_K], self._mask_BT[kept_K]
+
+
+def draw_tokens(logits_BV: torch.Tensor, samplings: Sequence[Sampling], position: int) -> list[int]:
+    """One token id a row, by that row's own sampling."""
+    if all(s.temperature == 0.0 for s in samplings):
+        ids: list[int] = logits_BV.argmax(dim=-1).tolist()
+        return ids
+    rows = logits_BV.float().cpu().numpy()
+    return [pick_token(row, s, position) for row, s in zip(rows, samplings, strict=True)]

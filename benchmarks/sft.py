@@ -37,8 +37,8 @@ def measure(variant: str, run: Path, count: int) -> dict[str, float]:
         keep_freed_memory()
     from transformers import AutoTokenizer
 
-    from pipeline.sft import rendered_ids
     from pipeline.student import student_checkpoint
+    from pipeline.supervise import rendered_ids
 
     base = student_checkpoint(recipe.student)
     tokenizer = AutoTokenizer.from_pretrained(base)

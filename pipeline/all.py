@@ -1,4 +1,4 @@
-"""The run: problems, traces, curated, SFT, GGUF, evaluation, report.
+"""The run: problems, traces, curated, SFT, GGUF, ONNX, evaluation, gate, bundle, report.
 
     python -m pipeline.all [RECIPE] [--run FOLDER] [--set section.key=value] [--dry-run]
 
@@ -17,7 +17,18 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from pipeline import collect, curate, evaluate, problems, quantize, report, sft
+from pipeline import (
+    bundle,
+    collect,
+    curate,
+    evaluate,
+    export,
+    gate,
+    problems,
+    quantize,
+    report,
+    sft,
+)
 from pipeline.memory import start_again_on_huge_pages
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe, find_recipe, load_recipe
@@ -48,17 +59,34 @@ def stages(recipe: Recipe) -> list[Stage]:
         Stage("03-curated", curate, r.curate, ("02-traces",)),
         Stage("04-sft", sft, training, ("03-curated",)),
         Stage("06-gguf", quantize, r.gguf, ("04-sft",)),
+        Stage("07-onnx", export, r.onnx, ("04-sft",)),
         Stage(
             "08-evaluate",
             evaluate,
             examination,
-            ("01-problems", "04-sft", "06-gguf"),
+            ("01-problems", "04-sft", "06-gguf", "07-onnx"),
         ),
+        Stage(
+            "09-gate",
+            gate,
+            (r.student, r.evaluate, r.gate),
+            ("01-problems", "04-sft", "06-gguf", "07-onnx", "08-evaluate"),
+        ),
+        Stage("10-bundle", bundle, r, ("04-sft", "06-gguf", "07-onnx", "09-gate")),
         Stage(
             "report",
             report,
             recipe,
-            ("01-problems", "02-traces", "03-curated", "04-sft", "06-gguf", "08-evaluate"),
+            (
+                "01-problems",
+                "02-traces",
+                "03-curated",
+                "04-sft",
+                "06-gguf",
+                "07-onnx",
+                "08-evaluate",
+                "09-gate",
+            ),
             files=report.FILES,
         ),
     ]
@@ -131,12 +159,12 @@ def main(arguments: list[str] | None = None) -> int:
                 Context(seed=0, progress=progress).log.exception("unexpected failure")
                 print(f"error: unexpected failure, see {log_path}", file=sys.stderr)
                 raise
-        report.print_ladder(run.root)
+        exit_code = report.print_results(run.root)
         print(f"\nreport: {run.root / 'report.html'}\nnext:   python -m apps.chat {run.root}")
     except RetortError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    return 0
+    return exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

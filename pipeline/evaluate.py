@@ -1,50 +1,41 @@
-"""Stage 08: teacher, base student, trained student and every GGUF on the same fresh items.
+"""Stage 08: teacher, base student, trained student and every artifact on the same fresh items.
 
-Reads `eval.jsonl`, `04-sft`, `06-gguf`; writes `answers.jsonl` (every judged answer) and
+Reads `eval.jsonl`, `04-sft`, `06-gguf`, `07-onnx`; writes `answers.jsonl` (every judged answer) and
 `ladder.json` (one row a rung). Each rung answers all items greedily and the first `k_items` with
 `k` samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.asking import ask, request_for
+from pipeline.examine import Rung, artifact_rungs, checkpoint_rung, examine, open_checkpoint
 from pipeline.ladder import Judged, ladder_rows
 from pipeline.memory import give_back_memory, keep_freed_memory
 from pipeline.prompts import student_messages, teacher_messages
 from pipeline.recipe import EvaluateOptions, StudentOptions, TeacherOptions
-from pipeline.records import Problem, content_key
-from pipeline.run import SCRATCH, Context
+from pipeline.records import Problem
+from pipeline.run import Context
 from pipeline.store import read_records, write_json, write_records
 from pipeline.student import student_checkpoint, student_identity
 from pipeline.tasks.judge import Judge
 from pipeline.teacher import open_teacher, teacher_identity
-from serve.engines import load_engine
-from serve.engines.base import Engine
-from serve.engines.child import load_in_child
-from serve.messages import Message, Request, Sampling
-from serve.models import file_sha256
+from serve.messages import Message
 
 STAGE_VERSION = 2
-LIBRARIES = ("llama-cpp-python", "transformers", "torch", "reasoning-gym", "math-verify")
-CONTEXT_TOKENS = 1024
+LIBRARIES = (
+    "llama-cpp-python",
+    "onnxruntime-genai",
+    "transformers",
+    "torch",
+    "reasoning-gym",
+    "math-verify",
+)
 
 Config = tuple[TeacherOptions, StudentOptions, EvaluateOptions]
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One step of the ladder: who answers, in which prompt style, from which file."""
-
-    name: str
-    identity: str
-    size_bytes: int | None
-    open: Callable[[], Engine]
-    messages: Callable[[Problem], tuple[Message, ...]]
 
 
 def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -53,15 +44,19 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     keep_freed_memory(one_heap=True)
     problems = list(read_records(inputs["01-problems"] / "eval.jsonl", Problem))
     judged: list[Judged] = []
+    took_s: dict[str, float] = {}
     rungs = rungs_of(config, inputs)
     with Judge() as judge:
         for rung in rungs:
-            judged += _examine(rung, problems, options, out, judge, context)
+            started_s = time.monotonic()
+            judged += examine(rung, problems, options, out, judge, context)
+            took_s[rung.name] = round(time.monotonic() - started_s, 1)
             give_back_memory()
     write_records(out / "answers.jsonl", judged)
     rows = ladder_rows(judged, [(r.name, r.size_bytes) for r in rungs], options.k)
     write_json(out / "ladder.json", {"rows": rows, "k": options.k, "items": len(problems)})
-    return {"items": len(problems), "accuracy": {row["name"]: row["accuracy"] for row in rows}}
+    accuracy = {row["name"]: row["accuracy"] for row in rows}
+    return {"items": len(problems), "accuracy": accuracy, "took_s": took_s}
 
 
 def rungs_of(config: Config, inputs: Mapping[str, Path]) -> list[Rung]:
@@ -71,89 +66,21 @@ def rungs_of(config: Config, inputs: Mapping[str, Path]) -> list[Rung]:
     def ask_student(problem: Problem) -> tuple[Message, ...]:
         return student_messages(student, problem.question)
 
-    def checkpoint(folder: Path) -> Engine:
-        # A block is not refilled as its answers end, so it is larger: 450 against 400 tok/s.
-        return load_engine(
-            "transformers", path=folder, slots=2 * options.slots, context_tokens=CONTEXT_TOKENS
-        )
+    def ask_teacher(problem: Problem) -> tuple[Message, ...]:
+        return teacher_messages(teacher, problem.question, problem.family)
 
-    def gguf(path: Path) -> Callable[[], Engine]:
-        return lambda: load_in_child(
-            "llama.cpp", path=path, slots=options.slots, context_tokens=CONTEXT_TOKENS
-        )
-
-    trained = inputs["04-sft"] / "model.safetensors"
-    rungs = [
+    base = f"transformers:{student_identity(student)}"
+    return [
         Rung(
-            "teacher",
-            teacher_identity(teacher),
-            None,
-            lambda: open_teacher(teacher),
-            lambda p: teacher_messages(teacher, p.question, p.family),
+            "teacher", teacher_identity(teacher), None, lambda: open_teacher(teacher), ask_teacher
         ),
         Rung(
             "base student",
-            f"transformers:{student_identity(student)}",
+            base,
             None,
-            lambda: checkpoint(student_checkpoint(student)),
+            lambda: open_checkpoint(student_checkpoint(student), options),
             ask_student,
         ),
-        Rung(
-            "SFT student",
-            f"transformers:{file_sha256(trained)}",
-            trained.stat().st_size,
-            lambda: checkpoint(inputs["04-sft"]),
-            ask_student,
-        ),
+        checkpoint_rung(inputs["04-sft"], student, options),
+        *artifact_rungs(inputs, student, options),
     ]
-    for path in sorted(inputs["06-gguf"].glob("*.gguf"), key=lambda p: -p.stat().st_size):
-        name = f"GGUF {path.stem.rpartition('-')[2]}"
-        identity = f"llama.cpp:{file_sha256(path)}"
-        rungs.append(Rung(name, identity, path.stat().st_size, gguf(path), ask_student))
-    return rungs
-
-
-def _examine(
-    rung: Rung,
-    problems: Sequence[Problem],
-    options: EvaluateOptions,
-    out: Path,
-    judge: Judge,
-    context: Context,
-) -> list[Judged]:
-    """All verdicts of one rung: sample 0 is greedy, 1 to k are drawn."""
-    asked: dict[str, tuple[Problem, int]] = {}
-    requests: list[Request] = []
-    for index, problem in enumerate(problems):
-        for sample in range(1 + (options.k if index < options.k_items else 0)):
-            request = request_for(
-                rung.identity,
-                rung.messages(problem),
-                _sampling(options, context.seed, problem.key, sample),
-                sample,
-            )
-            asked[request.key] = (problem, sample)
-            requests.append(request)
-    answers = ask(rung.open, requests, out / SCRATCH / "answers.jsonl", rung.name, context)
-    return [
-        Judged(
-            rung=rung.name,
-            item=problem.key,
-            family=problem.family,
-            sample=sample,
-            completion=answers[key],
-            verdict=judge.verdict(problem, answers[key]),
-        )
-        for key, (problem, sample) in asked.items()
-    ]
-
-
-def _sampling(options: EvaluateOptions, seed: int, item: str, sample: int) -> Sampling:
-    if sample == 0:
-        return Sampling(max_tokens=options.max_tokens)
-    return Sampling(
-        temperature=options.temperature,
-        top_p=options.top_p,
-        max_tokens=options.max_tokens,
-        seed=int(content_key(seed, "08-evaluate", item, sample)[:15], 16),
-    )

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from pipeline.records import Verdict
-from pipeline.stats import paired, pass_at_k, wilson
+from quant.stats import paired, pass_at_k, wilson
 from serve.messages import Completion, Record
 from serve.reasoning import split_reasoning
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.gate_table import gate_cells
 from pipeline.ladder_table import ladder_cells
 from pipeline.recipe import Recipe
 
 
-def model_card(recipe: Recipe, ladder: dict[str, Any], counts: dict[str, Any]) -> str:
+def model_card(
+    recipe: Recipe, ladder: dict[str, Any], gate: dict[str, Any], counts: dict[str, Any]
+) -> str:
     """Markdown with the front matter that model hubs read."""
-    head, cells = ladder_cells(ladder)
     families = ", ".join(sorted(counts["01-problems"]["train"]))
-    table = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    table += [f"| {' | '.join(row)} |" for row in cells]
     kept = sum(counts["03-curated"]["kept"].values())
     return f"""---
 library_name: transformers
@@ -36,14 +36,26 @@ A student distilled by Retort. It thinks inside `<think>…</think>`, then write
 ## Measured
 
 {ladder["items"]} evaluation items that no training problem equals; the same for every row. Accuracy
-is
-greedy, with a 95 % Wilson interval; *vs base* is the paired difference in points with exact McNemar
-p; pass@k is unbiased.
+is greedy, with a 95 % Wilson interval; *vs base* is the paired difference in points with exact
+McNemar p; pass@k is unbiased.
 
-{chr(10).join(table)}
+{markdown_table(*ladder_cells(ladder))}
+
+## Artifacts
+
+Each file in its own runtime beside the unquantized student; a drop of up to
+{gate["margin_points"]:g} points may be shipped. Chosen: {gate["chosen"]["file"] or "none"},
+{gate["chosen"]["why"]}.
+
+{markdown_table(*gate_cells(gate))}
 
 ## Limits
 
 Measured on the families above only, in one prompt style. Nothing here says how it does elsewhere.
 The licences of teacher and base student apply to this student.
 """
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

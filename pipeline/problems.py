@@ -1,8 +1,8 @@
 """Stage 01: problems to train on and problems to be examined on, which never meet.
 
-Writes `train.jsonl` and `eval.jsonl`, sorted by key. Train and evaluation items of a family come
-from
-different seeds, and no evaluation question equals a training one. Every family proves itself first.
+Writes `train.jsonl`, `eval.jsonl` and `gate.jsonl` (more to be examined on, for artifacts that
+`eval.jsonl` leaves undecided), sorted by key. The sides of a family come from different seeds, and
+no question stands on two of them. Every family proves itself first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.recipe import FamilyOptions, ProblemsOptions
 from pipeline.records import Problem, content_key
@@ -21,7 +21,7 @@ from pipeline.tasks.files import dataset_problems, jsonl_problems
 from pipeline.tasks.judge import Judge
 from serve.errors import DataError
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LIBRARIES = ("reasoning-gym", "math-verify", "datasets")
 # A small family repeats itself: look at this many times the wanted size before giving up.
 OVERDRAW = 8
@@ -32,26 +32,34 @@ def run(
     config: ProblemsOptions, inputs: Mapping[str, Path], out: Path, context: Context
 ) -> dict[str, Any]:
     """Write both files and return counts per family. Raises DataError or RecipeError."""
-    train: dict[str, Problem] = {}
-    evaluation: dict[str, Problem] = {}
+    sides: dict[Side, dict[str, Problem]] = {"eval": {}, "gate": {}, "train": {}}
+    wanted: dict[Side, int] = {
+        "eval": config.eval_per_family,
+        "gate": config.gate_per_family,
+        "train": config.train_per_family,
+    }
     for source, draw in _sources(config, context.seed):
-        _split(source, draw, config, train, evaluation)
-    if not train or not evaluation:
-        raise DataError(f"{len(train)} training and {len(evaluation)} evaluation problems")
-    _prove(list(train.values()) + list(evaluation.values()))
-    for name, part in (("train", train), ("eval", evaluation)):
+        _split(source, draw, wanted, sides)
+    if not sides["train"] or not sides["eval"]:
+        raise DataError(
+            f"{len(sides['train'])} training and {len(sides['eval'])} evaluation problems"
+        )
+    _prove([problem for part in sides.values() for problem in part.values()])
+    for name, part in sides.items():
         write_records(out / f"{name}.jsonl", sorted(part.values(), key=lambda p: p.key))
     return {
-        "train": dict(sorted(Counter(p.family for p in train.values()).items())),
-        "evaluation": dict(sorted(Counter(p.family for p in evaluation.values()).items())),
+        NAMES[name]: dict(sorted(Counter(p.family for p in part.values()).items()))
+        for name, part in sides.items()
     }
 
 
-Draw = Callable[[str], Iterable[Problem]]
+Side = Literal["eval", "gate", "train"]
+NAMES = {"eval": "evaluation", "gate": "gate", "train": "train"}
+Draw = Callable[[Side], Iterable[Problem]]
 
 
 def _sources(config: ProblemsOptions, seed: int) -> Iterator[tuple[str, Draw]]:
-    """(name, draw) of every source; `draw("train" | "eval")` gives candidates for that side."""
+    """(name, draw) of every source; `draw(side)` gives candidates for that side."""
     for family in config.families:
         yield family.name, _family_draw(family, config, seed)
     for file in config.files:
@@ -62,10 +70,10 @@ def _sources(config: ProblemsOptions, seed: int) -> Iterator[tuple[str, Draw]]:
 
 
 def _family_draw(family: FamilyOptions, config: ProblemsOptions, seed: int) -> Draw:
-    def draw(side: str) -> Iterable[Problem]:
+    def draw(side: Side) -> Iterable[Problem]:
         from pipeline.tasks.gym import family_problems
 
-        wanted = config.train_per_family if side == "train" else config.eval_per_family
+        wanted = getattr(config, f"{side}_per_family")
         side_seed = int(content_key(seed, side, family.name)[:8], 16) >> 1
         return family_problems(family.name, family.options, side_seed, wanted * OVERDRAW)
 
@@ -73,32 +81,26 @@ def _family_draw(family: FamilyOptions, config: ProblemsOptions, seed: int) -> D
 
 
 def _halves(problems: list[Problem], config: ProblemsOptions) -> Draw:
-    """A fixed collection, cut by key: the lowest keys are the evaluation side."""
+    """A fixed collection, cut by key: evaluation takes the lowest, then the gate, then training."""
     ordered = sorted(problems, key=lambda p: p.key)
-    cut = min(config.eval_per_family, len(ordered) // 4)
-
-    def draw(side: str) -> Iterable[Problem]:
-        return ordered[cut:] if side == "train" else ordered[:cut]
-
-    return draw
+    first = min(config.eval_per_family, len(ordered) // 4)
+    second = first + min(config.gate_per_family, len(ordered) // 4)
+    parts: dict[Side, list[Problem]] = {
+        "eval": ordered[:first],
+        "gate": ordered[first:second],
+        "train": ordered[second:],
+    }
+    return parts.__getitem__
 
 
 def _split(
-    source: str,
-    draw: Draw,
-    config: ProblemsOptions,
-    train: dict[str, Problem],
-    evaluation: dict[str, Problem],
+    source: str, draw: Draw, wanted: Mapping[Side, int], sides: Mapping[Side, dict[str, Problem]]
 ) -> None:
-    """Fill both sides from one source. A question already on either side is not taken again."""
-    taken = {p.question for p in [*train.values(), *evaluation.values()]}
-    for side, target, wanted in (
-        ("eval", evaluation, config.eval_per_family),
-        ("train", train, config.train_per_family),
-    ):
-        fresh = _unseen(draw(side), taken)
-        chosen = list(islice(fresh, wanted))
-        if not chosen:
+    """Fill all sides from one source. A question already on any side is not taken again."""
+    taken = {p.question for part in sides.values() for p in part.values()}
+    for side, target in sides.items():
+        chosen = list(islice(_unseen(draw(side), taken), wanted[side]))
+        if not chosen and side != "gate":
             raise DataError(f"{source} gave no unseen {side} problem", hint="widen its options")
         target.update((p.key, p) for p in chosen)
 

@@ -1,31 +1,132 @@
-"""Stage 06: the student's checkpoint becomes GGUF files, each loaded once before it counts.
+"""Stage 06: the student's checkpoint becomes GGUF files.
 
-Reads `04-sft`; writes `student-TYPE.gguf`. Judging what they kept is the evaluation's task.
+Reads `04-sft`; writes `student-TYPE.gguf`, `student-Bbpw.gguf` for a budget of B bits a weight, and
+`imatrix.gguf`, the importance matrix of the student on its own kept traces, which every quantized
+file is written with. Judging what the files kept is the task of the evaluation and the gate.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import GgufOptions
+from pipeline.records import Example
 from pipeline.run import Context
-from quant.gguf import ladder
-from serve.hardware import cores
+from pipeline.store import read_records, write_json
+from pipeline.supervise import rendered_ids
+from quant import imatrix
+from quant.gguf import Encoding, architecture_of, convert, gguf_name, quantize
+from quant.inspect import inspect_gguf
+from quant.sensitivity import TYPES, allocate, groups_of, overrides_of, price_groups
+from serve.hardware import cores, has_fast_bfloat16
+from serve.models import file_sha256
 
-STAGE_VERSION = 1
-LIBRARIES = ("llama-cpp-python", "gguf")
-NAME = "student"
+STAGE_VERSION = 2
+LIBRARIES = ("llama-cpp-python", "gguf", "torch", "transformers")
+NAME, FULL = "student", "F16"
+IMATRIX_FILE = "imatrix.gguf"
+DATASET = "kept traces, chat template applied"
 
 
 def run(
     config: GgufOptions, inputs: Mapping[str, Path], out: Path, context: Context
 ) -> dict[str, Any]:
-    """Write one file a type. Raises EngineError when a file cannot be made."""
+    """Write one file a type and one a budget. Raises EngineError when one cannot be made."""
     for old in out.glob("*.gguf"):
         old.unlink()
-    with context.progress.bar("converting", len(config.types)) as bar:
-        files = ladder(inputs["04-sft"], out, NAME, config.types, cores())
-        bar.advance(len(files))
+    checkpoint = inputs["04-sft"]
+    with (
+        tempfile.TemporaryDirectory(dir=out, prefix=".f16-") as folder,
+        context.progress.bar("quantizing", 2 + len(config.types) + 4 * len(config.bits)) as bar,
+    ):
+        full = Path(folder) / gguf_name(NAME, FULL)
+        convert(checkpoint, full)
+        bar.advance(1)
+        plain = _with_imatrix(config, checkpoint, full, out)
+        bar.advance(1)
+        for kind in config.types:
+            if kind != FULL:
+                overrides = tuple((o.pattern, o.type) for o in config.overrides)
+                encoding = plain.model_copy(update={"file_type": kind, "overrides": overrides})
+                quantize(full, out / gguf_name(NAME, kind), encoding, cores())
+            bar.advance(1)
+        if config.bits:
+            _write_budgets(config, checkpoint, full, plain, out)
+            bar.advance(4 * len(config.bits))
+        if FULL in config.types:
+            os.replace(full, out / gguf_name(NAME, FULL))
+    files = sorted(out.glob(f"{NAME}-*.gguf"))
     return {"size_bytes": {f.name: f.stat().st_size for f in files}}
+
+
+def _with_imatrix(config: GgufOptions, checkpoint: Path, full: Path, out: Path) -> Encoding:
+    """What all quantized files have in common: the importance matrix, and where it is from."""
+    if not config.imatrix_tokens:
+        return Encoding(file_type=FULL)
+    model = _load(checkpoint, fast=True)
+    sequences = _kept_sequences(checkpoint, config.imatrix_tokens)
+    matrix = imatrix.collect(model, sequences, architecture_of(full), DATASET)
+    path = out / IMATRIX_FILE
+    imatrix.write(matrix, path)
+    # The first key is llama.cpp's own; its strings end at 127 bytes.
+    metadata: dict[str, str | int] = {
+        "quantize.imatrix.dataset": DATASET,
+        "retort.imatrix.tokens": matrix.tokens,
+        "retort.imatrix.sha256": file_sha256(path),
+    }
+    return Encoding(file_type=FULL, imatrix=path, metadata=metadata)
+
+
+def _write_budgets(
+    config: GgufOptions, checkpoint: Path, full: Path, plain: Encoding, out: Path
+) -> None:
+    """One file a budget, and `sensitivity.json` with what every group costs in every type."""
+    folder, encoded = full.parent, {}
+    for kind in TYPES:
+        encoded[kind] = folder / gguf_name("whole", kind)
+        everything = plain.model_copy(update={"file_type": "Q8_0", "overrides": ((".*", kind),)})
+        quantize(full, encoded[kind], everything, cores())
+    matrix = imatrix.read(out / IMATRIX_FILE)
+    sequences = _kept_sequences(checkpoint, config.sensitivity_tokens)
+    prices = price_groups(_load(checkpoint, fast=False), full, encoded, matrix, sequences)
+    write_json(
+        out / "sensitivity.json",
+        {g: {k: p._asdict() for k, p in kinds.items()} for g, kinds in prices.items()},
+    )
+    report = inspect_gguf(full)
+    groups = groups_of(sorted(matrix.mean_squares), report.blocks)
+    kept_apart = report.unquantized_bytes
+    for bits in config.bits:
+        chosen = allocate(prices, int(bits * report.weights / 8) - kept_apart)
+        encoding = plain.model_copy(
+            update={"file_type": "Q8_0", "overrides": overrides_of(chosen, groups)}
+        )
+        quantize(full, out / gguf_name(NAME, f"{bits:g}bpw"), encoding, cores())
+
+
+def _load(checkpoint: Path, fast: bool) -> Any:
+    """The student in bfloat16 where that is fast, or in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.bfloat16 if fast and has_fast_bfloat16() else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
+    return model.eval()
+
+
+def _kept_sequences(checkpoint: Path, tokens: int) -> list[list[int]]:
+    """Kept traces as trained on, in the order of their keys, which is as good as chance."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    sequences: list[list[int]] = []
+    examples = read_records(checkpoint / "examples.jsonl", Example)
+    for example in sorted(examples, key=lambda e: e.key):
+        sequences.append(rendered_ids(example, tokenizer))
+        if sum(map(len, sequences)) >= tokens:
+            break
+    return sequences

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from serve.errors import RecipeError
 from serve.messages import Record
@@ -42,6 +42,9 @@ class ProblemsOptions(Record):
     datasets: tuple[DatasetOptions, ...] = ()
     train_per_family: int = Field(150, ge=1, le=10_000_000, description="training problems")
     eval_per_family: int = Field(76, ge=1, le=100_000, description="evaluation problems")
+    gate_per_family: int = Field(
+        0, ge=0, le=100_000, description="more problems for artifacts the first left undecided"
+    )
 
 
 class WorkedExample(Record):
@@ -63,6 +66,7 @@ class TeacherOptions(Record):
     base_url: str | None = Field(None, description="http: the server's /v1 address")
     api_key_env: str = Field("RETORT_API_KEY", description="http: variable that holds the key")
     token_budget: int | None = Field(None, ge=1, description="http: completion tokens to pay for")
+    license: str = Field("unknown", description="of the model, for the bundle's notice")
     system: str = Field(description="system prompt of the teacher")
     examples: tuple[WorkedExample, ...] = Field((), description="worked examples in its prompt")
 
@@ -90,6 +94,7 @@ class CurateOptions(Record):
 class StudentOptions(Record):
     model: str = Field(description="model reference")
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="of the model file")
+    license: str = Field("unknown", description="of the model, for the bundle's notice")
     system: str = Field(description="system prompt in training, evaluation and chat")
 
 
@@ -108,8 +113,38 @@ class SftOptions(Record):
     )
 
 
+class TensorOverride(Record):
+    pattern: str = Field(description="regular expression on GGUF tensor names")
+    type: str = Field(description="tensor type, as Q8_0")
+
+
 class GgufOptions(Record):
-    types: tuple[str, ...] = Field(("F16", "Q8_0", "Q4_K_M"), min_length=1)
+    types: tuple[str, ...] = Field(
+        ("F16", "Q8_0", "Q6_K", "Q4_K_M", "Q4_0"), min_length=1, description="one file each"
+    )
+    imatrix_tokens: int = Field(
+        8192, ge=0, le=100_000_000, description="of kept traces, for the importance matrix; 0: none"
+    )
+    overrides: tuple[TensorOverride, ...] = Field((), description="in every file of `types`")
+    bits: tuple[float, ...] = Field(
+        (), description="a file each of at most so many bits a weight, its types chosen by effect"
+    )
+    sensitivity_tokens: int = Field(
+        512, ge=16, le=1_000_000, description="of kept traces, to measure that effect on"
+    )
+
+    @model_validator(mode="after")
+    def _bits_need_an_imatrix(self) -> GgufOptions:
+        if self.bits and not self.imatrix_tokens:
+            raise ValueError("bits need imatrix_tokens above 0")
+        return self
+
+
+class OnnxOptions(Record):
+    precisions: tuple[Literal["fp32", "fp16", "int8", "int4"], ...] = Field(
+        ("int8", "int4"), description="one folder each"
+    )
+    provider: Literal["cpu", "cuda", "dml"] = Field("cpu", description="what will run them")
 
 
 class EvaluateOptions(Record):
@@ -119,6 +154,15 @@ class EvaluateOptions(Record):
     temperature: float = Field(0.7, gt=0.0, le=2.0, description="for pass@k; pass@1 is greedy")
     top_p: float = Field(0.95, gt=0.0, le=1.0, description="for pass@k")
     slots: int = Field(64, ge=1, le=1024, description="sequences answered at a time")
+
+
+class GateOptions(Record):
+    margin_points: float = Field(3.0, gt=0.0, le=100.0, description="drop that may be shipped")
+    conversations: int = Field(200, ge=16, le=100_000, description="compared token by token")
+    divergence_tokens: int = Field(3000, ge=100, le=1_000_000, description="of held-out answers")
+    choose: Literal["smallest", "fastest", "closest"] = Field(
+        "smallest", description="which of the artifacts that pass is shipped"
+    )
 
 
 class Recipe(Record):
@@ -132,7 +176,9 @@ class Recipe(Record):
     student: StudentOptions
     sft: SftOptions = SftOptions()
     gguf: GgufOptions = GgufOptions()
+    onnx: OnnxOptions = OnnxOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
+    gate: GateOptions = GateOptions()
 
 
 def find_recipe(name: str) -> Path:

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import plots
+from pipeline.examine import SFT, artifact_rungs
+from pipeline.gate_table import gate_cells, reasons
 from pipeline.ladder_table import ladder_cells
 from pipeline.model_card import model_card
 from pipeline.prompts import student_messages, teacher_messages
@@ -23,12 +25,14 @@ from pipeline.recipe import Recipe
 from pipeline.records import Trace
 from pipeline.run import Context
 from pipeline.store import read_records, write_file, write_json
+from serve.models import artifact_sha256
 from serve.reasoning import split_reasoning
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LIBRARIES = ("matplotlib",)
 FILES = ("report.html", "MODEL_CARD.md", "chat.json")
 SHOWN_TRACES = 3
+GATE_FAILED, GATE_INCONCLUSIVE = 7, 9
 
 STYLE = """
 :root{color-scheme:light dark}
@@ -52,19 +56,22 @@ def run(config: Recipe, inputs: Mapping[str, Path], out: Path, context: Context)
         for line in (inputs["04-sft"] / "losses.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     traces = list(read_records(inputs["02-traces"] / "traces.jsonl", Trace))
-    page = _page(config, ladder, counts, losses, traces)
+    gate = json.loads((inputs["09-gate"] / "gate.json").read_text(encoding="utf-8"))
+    page = _page(config, ladder, gate, counts, losses, traces)
     write_file(out / "report.html", page)
-    write_file(out / "MODEL_CARD.md", model_card(config, ladder, counts))
-    write_json(out / "chat.json", {"speakers": chat_catalogue(config, inputs["06-gguf"])})
+    write_file(out / "MODEL_CARD.md", model_card(config, ladder, gate, counts))
+    speakers = chat_catalogue(config, inputs, gate["chosen"]["name"])
+    write_json(out / "chat.json", {"speakers": speakers})
     return {"rungs": len(ladder["rows"])}
 
 
-def chat_catalogue(recipe: Recipe, gguf: Path) -> list[dict[str, Any]]:
+def chat_catalogue(
+    recipe: Recipe, inputs: Mapping[str, Path], chosen: str | None
+) -> list[dict[str, Any]]:
     """Who can be talked to: file, sha256 and the turns before the question.
 
-    Smallest student first.
+    Teacher, then the chosen student, then the others, smallest first.
     """
-    manifest = json.loads((gguf / "manifest.json").read_text(encoding="utf-8"))
     teacher = {
         "name": "teacher",
         "engine": recipe.teacher.engine,
@@ -72,15 +79,19 @@ def chat_catalogue(recipe: Recipe, gguf: Path) -> list[dict[str, Any]]:
         "sha256": recipe.teacher.sha256,
         "lead": [m.model_dump() for m in teacher_messages(recipe.teacher, "")[:-1]],
     }
+    rungs = sorted(
+        artifact_rungs(inputs, recipe.student, recipe.evaluate),
+        key=lambda rung: (rung.name != chosen, rung.size_bytes, rung.name),
+    )
     students = [
         {
-            "name": f"student {name.removesuffix('.gguf').rpartition('-')[2]}",
-            "engine": "llama.cpp",
-            "model": f"path:{gguf.name}/{name}",
-            "sha256": manifest["files"][name],
+            "name": f"student {rung.name}",
+            "engine": rung.engine,
+            "model": f"path:{rung.path.parent.name}/{rung.path.name}",
+            "sha256": artifact_sha256(rung.path),
             "lead": [m.model_dump() for m in student_messages(recipe.student, "")[:-1]],
         }
-        for name, size in sorted(manifest["counts"]["size_bytes"].items(), key=lambda x: x[1])
+        for rung in rungs
     ]
     return [teacher] * (recipe.teacher.engine == "llama.cpp") + students
 
@@ -91,21 +102,38 @@ def _counts(folder: Path) -> dict[str, Any]:
     return counts
 
 
-def print_ladder(root: Path) -> None:
-    """The ladder as a terminal table on stdout."""
-    data = json.loads((root / "08-evaluate" / "ladder.json").read_text(encoding="utf-8"))
-    table = Table(title=f"{root.name}: {data['items']} fresh items, greedy, 95 % intervals")
-    head, rows = ladder_cells(data)
+def print_results(root: Path) -> int:
+    """Ladder and gate as terminal tables on stdout. Returns 0, 7 (failed) or 9 (inconclusive)."""
+    ladder = json.loads((root / "08-evaluate" / "ladder.json").read_text(encoding="utf-8"))
+    gate = json.loads((root / "09-gate" / "gate.json").read_text(encoding="utf-8"))
+    console = Console(width=None if Console().is_terminal else 130)
+    title = f"{root.name}: {ladder['items']} fresh items, greedy, 95 % intervals"
+    console.print(_terminal_table(title, *ladder_cells(ladder)))
+    title = f"artifacts beside the {SFT}, margin {gate['margin_points']:g} points"
+    console.print(_terminal_table(title, *gate_cells(gate, brief=True)))
+    for line in reasons(gate):
+        console.print(line, markup=False, highlight=False)
+    chosen = gate["chosen"]
+    console.print(f"chosen: {chosen['file'] or 'none'}: {chosen['why']}", markup=False)
+    if chosen["name"]:
+        return 0
+    undecided = any(row["verdict"] and row["verdict"]["outcome"] != "fail" for row in gate["rows"])
+    return GATE_INCONCLUSIVE if undecided else GATE_FAILED
+
+
+def _terminal_table(title: str, head: list[str], rows: list[list[str]]) -> Table:
+    table = Table(title=title)
     for index, name in enumerate(head):
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if Console().is_terminal else 110).print(table)
+    return table
 
 
 def _page(
     recipe: Recipe,
     ladder: dict[str, Any],
+    gate: dict[str, Any],
     counts: dict[str, Any],
     losses: list[dict[str, float]],
     traces: list[Trace],
@@ -124,6 +152,17 @@ def _page(
         f"in points; p: exact McNemar. pass@1 and pass@{k}: unbiased, {k} samples at temperature "
         f"{recipe.evaluate.temperature} on the first {recipe.evaluate.k_items} items. "
         "no answer: no answer found, or cut at the token limit.</p>",
+        "<h2>Artifacts</h2>",
+        f"<p>Each file in its own runtime, beside the {SFT} on the same items; a drop of up to "
+        f"{gate['margin_points']:g} points may be shipped. Chosen: "
+        f"<b>{html.escape(gate['chosen']['file'] or 'none')}</b>, "
+        f"{html.escape(gate['chosen']['why'])}.</p>",
+        _table(*gate_cells(gate)),
+        "<ul class=note>" + "".join(f"<li>{html.escape(r)}</li>" for r in reasons(gate)) + "</ul>",
+        f"<p class=note>bits: of a weight, as the file holds them. KL(student || file) along "
+        f"{recipe.gate.divergence_tokens} tokens of held-out answers; top-1: both prefer one. "
+        "difference: paired, in points, with bootstrap bounds; flips: wrong to right, right to "
+        "wrong. tok/s and first: one conversation alone; RAM: the whole process.</p>",
         "<h2>By family</h2>",
         f"<figure>{plots.families_svg(ladder)}</figure>",
         _table(*_family_cells(ladder)),

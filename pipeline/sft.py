@@ -19,7 +19,7 @@ from pipeline.records import Example, Trace
 from pipeline.run import SCRATCH, Context
 from pipeline.store import read_records, write_file, write_records
 from pipeline.student import student_checkpoint
-from pipeline.supervise import full_example
+from pipeline.supervise import full_example, rendered_ids
 from serve.errors import DataError
 
 STAGE_VERSION = 2
@@ -74,14 +74,6 @@ def split_by_length(
     """Examples of at most `limit` tokens, prompt included, and how many are longer."""
     fitting = [e for e in examples if len(rendered_ids(e, tokenizer)) <= limit]
     return fitting, len(examples) - len(fitting)
-
-
-def rendered_ids(example: Example, tokenizer: Any) -> list[int]:
-    """Token ids of an example as it is trained on: prompt, completion and turn marks."""
-    turns = [*example.prompt, {"role": "assistant", "content": example.completion}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 def _supervised_tokens(examples: Sequence[Example], tokenizer: Any) -> int:

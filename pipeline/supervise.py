@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions
-from pipeline.records import Example, Trace
+from pipeline.records import Example, Problem, Trace
 from pipeline.tasks.extract import ANNOUNCED, BOX
 from serve.reasoning import join_reasoning, split_reasoning
 
 
 def full_example(trace: Trace, student: StudentOptions) -> Example:
     """The whole reasoning, then the answer the verdict was given on."""
-    return Example(
-        key=trace.key,
-        family=trace.problem.family,
-        prompt=tuple(m.model_dump() for m in student_messages(student, trace.problem.question)),
-        completion=join_reasoning(
-            reasoning_of(trace.completion.text), trace.verdict.extracted or ""
-        ),
+    return example_of(
+        trace.key, trace.problem, trace.completion.text, trace.verdict.extracted or "", student
     )
+
+
+def example_of(
+    key: str, problem: Problem, text: str, answer: str, student: StudentOptions
+) -> Example:
+    """`text` in the canonical form, as the answer to `problem` in the student's prompt."""
+    return Example(
+        key=key,
+        family=problem.family,
+        prompt=tuple(m.model_dump() for m in student_messages(student, problem.question)),
+        completion=join_reasoning(reasoning_of(text), answer),
+    )
+
+
+def rendered_ids(example: Example, tokenizer: Any) -> list[int]:
+    """Token ids of an example as it is trained on: prompt, completion and turn marks."""
+    turns = [*example.prompt, {"role": "assistant", "content": example.completion}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def reasoning_of(text: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.recipe import TeacherOptions
 from pipeline.store import write_file
-from quant.gguf import quantize
+from quant.gguf import Encoding, quantize
 from serve.engines import load_engine
 from serve.engines.base import Engine
 from serve.engines.child import load_in_child
@@ -70,7 +70,7 @@ def _reencoded(path: Path, teacher: TeacherOptions) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        quantize(path, target, kind, cores(), requantize=True)
+        quantize(path, target, Encoding(file_type=kind), cores(), requantize=True)
     except OSError as error:
         raise DiskError(f"cannot write {target}: {error.strerror}") from error
     write_file(proof, file_sha256(target))

@@ -1,6 +1,6 @@
-"""A checkpoint folder to GGUF files: llama.cpp's own converter, then its own quantizer.
+"""A checkpoint folder to GGUF: llama.cpp's own converter, then its own quantizer.
 
-Reads a safetensors folder; writes one `.gguf` a type. The converter is the one inside the source
+Reads a safetensors folder or a GGUF; writes one `.gguf`. The converter is the one inside the source
 archive of the llama-cpp-python that will load the file. Both run as child processes.
 """
 
@@ -10,12 +10,13 @@ import os
 import subprocess
 import sys
 import tarfile
-import tempfile
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from pydantic import Field
+
 from serve.errors import DataError, EngineError, UsageError
+from serve.messages import Record
 from serve.models import cache_folder
 
 # llama.h, enum llama_ftype.
@@ -23,11 +24,16 @@ FILE_TYPES = {
     "F32": 0,
     "F16": 1,
     "Q4_0": 2,
+    "Q4_1": 3,
     "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q2_K": 10,
     "Q3_K_M": 12,
     "Q4_K_M": 15,
     "Q5_K_M": 17,
     "Q6_K": 18,
+    "IQ4_NL": 25,
     "IQ4_XS": 30,
     "BF16": 32,
 }
@@ -67,22 +73,48 @@ def convert(checkpoint: Path, target: Path) -> None:
         raise EngineError(f"converter ended with {done.returncode}: {lines[-1]}")
 
 
+class Encoding(Record):
+    """How a GGUF's weights are written: a file type, and what departs from it.
+
+    `overrides` are (regular expression on tensor names, tensor type), first match first.
+    """
+
+    file_type: str
+    imatrix: Path | None = None
+    overrides: tuple[tuple[str, str], ...] = ()
+    metadata: dict[str, str | int] = Field({})
+    pure: bool = False
+
+
+class Job(Record):
+    """One call of the quantizer."""
+
+    source: Path
+    target: Path
+    encoding: Encoding
+    threads: int
+    requantize: bool = False
+
+
 def quantize(
-    source: Path, target: Path, file_type: str, threads: int, requantize: bool = False
+    source: Path, target: Path, encoding: Encoding, threads: int, requantize: bool = False
 ) -> None:
-    """Write `source` (an F16 GGUF) as `file_type`. Raises UsageError, EngineError.
+    """Write `source` (an F16 GGUF) as `encoding` says. Raises UsageError, EngineError.
 
     `requantize` lets `source` be a quantized file: its values are decoded and encoded again.
     """
+    file_type = encoding.file_type
     if file_type not in FILE_TYPES:
         raise UsageError(
             f"unknown GGUF type {file_type!r}", hint=f"one of {', '.join(sorted(FILE_TYPES))}"
         )
     partial = target.with_suffix(".partial")
-    options = [str(source), str(partial), FILE_TYPES[file_type], threads, requantize]
+    job = Job(
+        source=source, target=partial, encoding=encoding, threads=threads, requantize=requantize
+    )
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "quant.quantizer", *map(str, options)],
+            [sys.executable, "-m", "quant.quantizer", job.model_dump_json()],
             capture_output=True,
             text=True,
             check=False,
@@ -97,22 +129,14 @@ def quantize(
         partial.unlink(missing_ok=True)
 
 
-def ladder(
-    checkpoint: Path, out: Path, name: str, types: Sequence[str], threads: int
-) -> list[Path]:
-    """One file a type, in the order given. F16 is made on the way and kept only when asked for."""
-    with tempfile.TemporaryDirectory(dir=out, prefix=".f16-") as folder:
-        full = Path(folder) / gguf_name(name, "F16")
-        convert(checkpoint, full)
-        files = []
-        for file_type in types:
-            target = out / gguf_name(name, file_type)
-            if file_type != "F16":
-                quantize(full, target, file_type, threads)
-            files.append(target)
-        if "F16" in types:
-            os.replace(full, out / gguf_name(name, "F16"))
-    return files
+def architecture_of(path: Path) -> str:
+    """`general.architecture` of a GGUF. Raises DataError for a file that is none."""
+    from gguf import GGUFReader
+
+    try:
+        return str(GGUFReader(path).fields["general.architecture"].contents())
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise DataError(f"{path.name} is not a GGUF: {error}") from error
 
 
 def converter_folder() -> Path:

@@ -39,6 +39,22 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def artifact_sha256(path: Path) -> str:
+    """Of a file its sha256; of a folder the sha256 over `sha256  name` lines, names in order."""
+    if path.is_file():
+        return file_sha256(path)
+    lines = [f"{file_sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in _files(path)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def folder_bytes(path: Path) -> int:
+    return sum(p.stat().st_size for p in _files(path))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
 def resolve_model(reference: str, sha256: str | None = None) -> Path:
     """The local file or folder behind `reference`, hashed when `sha256` is given.
 
@@ -85,9 +101,7 @@ def _parse(reference: str) -> tuple[str, str]:
 
 
 def _check(path: Path, sha256: str, reference: str) -> None:
-    if path.is_dir():
-        raise UsageError(f"sha256 was given for {reference}, which is a folder")
-    found = file_sha256(path)
+    found = artifact_sha256(path)
     if found != sha256:
         raise UntrustedFile(f"sha256 of {reference} is {found}, expected {sha256}")
 

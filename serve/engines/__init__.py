@@ -13,6 +13,7 @@ from serve.errors import UsageError
 
 ENGINES = {
     "llama.cpp": "serve.engines.llama_cpp",
+    "onnxruntime-genai": "serve.engines.onnx",
     "transformers": "serve.engines.transformers",
     "http": "serve.engines.http",
 }

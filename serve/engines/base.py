@@ -24,6 +24,14 @@ class Engine(Protocol):
     batch_invariant: bool
     block: int
 
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The exact ids a conversation is answered after."""
+        ...
+
+    def end_ids(self) -> tuple[int, ...]:
+        """Token ids that end an answer, in order."""
+        ...
+
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
         """Answer all requests, yielding (key, completion) as each finishes, in any order."""
         ...

@@ -15,9 +15,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+import numpy as np
 
 from serve.engines.base import Engine, LogitsTV
 from serve.errors import EngineError
@@ -25,12 +28,15 @@ from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenS
 
 PR_SET_PDEATHSIG = 1
 LAST_WORDS_CHARACTERS = 300
+# Between two replies lies a model's loading, or an answer: minutes for thousands of tokens.
+SILENCE_LIMIT_S = 1800.0
 
 
 class ChildEngine:
     """The parent's side. `close` ends the child; so does the parent's own death."""
 
-    def __init__(self, name: str, options: dict[str, Any]) -> None:
+    def __init__(self, name: str, options: dict[str, Any], silence_limit_s: float) -> None:
+        self._silence_limit_s, self._silent = silence_limit_s, False
         # The child's last words: a file, because a pipe that nobody reads fills up.
         self._words = tempfile.TemporaryFile()  # noqa: SIM115
         self._child = subprocess.Popen(
@@ -71,7 +77,29 @@ class ChildEngine:
         return TokenScores.model_validate(self._read()["scores"])
 
     def logits(self, ids: Sequence[int]) -> LogitsTV:
-        raise EngineError(f"{self.name} runs in a child process, which hands over no logits")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "logits.npy"
+            self._send("logits", ids=[int(i) for i in ids], path=str(path))
+            self._read()
+            result: LogitsTV = np.load(path)
+            return result
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        self._send("prompt_ids", messages=[m.model_dump() for m in messages])
+        return [int(i) for i in self._read()["ids"]]
+
+    def end_ids(self) -> tuple[int, ...]:
+        self._send("end_ids")
+        return tuple(int(i) for i in self._read()["ids"])
+
+    def peak_memory_bytes(self) -> int | None:
+        """The most memory the child ever held, where /proc says so."""
+        try:
+            status = Path(f"/proc/{self._child.pid}/status").read_text(encoding="ascii")
+        except OSError:
+            return None
+        line = next((x for x in status.splitlines() if x.startswith("VmHWM:")), "")
+        return int(line.split()[1]) * 1024 if line else None
 
     def _replies(self, verb: str, **fields: Any) -> Iterator[dict[str, Any]]:
         """Replies up to the last; a caller may leave before, and the next call waits them out."""
@@ -96,7 +124,12 @@ class ChildEngine:
 
     def _read(self) -> dict[str, Any]:
         assert self._child.stdout is not None
-        line = self._child.stdout.readline()
+        watchdog = threading.Timer(self._silence_limit_s, self._give_up)
+        watchdog.start()
+        try:
+            line = self._child.stdout.readline()
+        finally:
+            watchdog.cancel()
         if not line:
             self._ended()
         reply: dict[str, Any] = json.loads(line)
@@ -104,8 +137,16 @@ class ChildEngine:
             raise EngineError(reply["error"], hint=reply["hint"])
         return reply
 
+    def _give_up(self) -> None:
+        self._silent = True
+        self._child.kill()
+
     def _ended(self) -> NoReturn:
         code = self._child.wait()
+        if self._silent:
+            raise EngineError(
+                f"the process of engine {self.name} gave no sign for {self._silence_limit_s:g} s"
+            )
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self._words.seek(0)
         lines = self._words.read().decode("utf-8", "replace").strip().splitlines()
@@ -113,9 +154,14 @@ class ChildEngine:
         raise EngineError(f"the process of engine {self.name} ended with {how}{last}")
 
 
-def load_in_child(name: str, **options: Any) -> Engine:
-    """Like `load_engine`, in a child process. Raises EngineError when it does not come up."""
-    return ChildEngine(name, options)
+def load_in_child(
+    name: str, silence_limit_s: float = SILENCE_LIMIT_S, **options: Any
+) -> ChildEngine:
+    """Like `load_engine`, in a child process. Raises EngineError when it does not come up.
+
+    A child that says nothing for `silence_limit_s`, as one that hangs, is killed.
+    """
+    return ChildEngine(name, options, silence_limit_s)
 
 
 def _child(name: str, options: dict[str, Any]) -> None:
@@ -140,20 +186,27 @@ def _child(name: str, options: dict[str, Any]) -> None:
 
 
 def _serve(engine: Engine, asked: dict[str, Any], reply: Any) -> None:
-    if asked["verb"] == "score":
-        messages = [Message.model_validate(m) for m in asked["messages"]]
+    verb = asked["verb"]
+    messages = [Message.model_validate(m) for m in asked.get("messages", [])]
+    if verb == "score":
         reply(scores=engine.score(messages, asked["completion"]).model_dump())
-        return
-    if asked["verb"] == "stream":
-        messages = [Message.model_validate(m) for m in asked["messages"]]
+    elif verb == "logits":
+        np.save(asked["path"], engine.logits(asked["ids"]))
+        reply(done=True)
+    elif verb == "prompt_ids":
+        reply(ids=engine.prompt_ids(messages))
+    elif verb == "end_ids":
+        reply(ids=engine.end_ids())
+    elif verb == "stream":
         for chunk in engine.stream(messages, Sampling.model_validate(asked["sampling"])):
             reply(chunk=chunk.model_dump())
         reply(done=True)
-        return
-    requests = [Request.model_validate(r) for r in asked["requests"]]
-    for key, completion in engine.generate(requests):
-        reply(key=key, completion=completion.model_dump())
-    reply(done=True)
+    else:
+        for key, completion in engine.generate(
+            [Request.model_validate(r) for r in asked["requests"]]
+        ):
+            reply(key=key, completion=completion.model_dump())
+        reply(done=True)
 
 
 if __name__ == "__main__":

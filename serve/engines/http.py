@@ -182,6 +182,12 @@ class HttpEngine:
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
         self._cannot("score a given text")
 
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        self._cannot("tokenize")
+
+    def end_ids(self) -> tuple[int, ...]:
+        self._cannot("name end tokens")
+
     def logits(self, ids: Sequence[int]) -> LogitsTV:
         self._cannot("give logits")
 

@@ -13,30 +13,21 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from serve.engines.answer import Answer, chunks
 from serve.engines.base import LogitsTV
 from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
 from serve.engines.sampling import pick_token
-from serve.engines.stopping import cut_at_stop, settled_text, stop_index
 from serve.errors import EngineError
-from serve.messages import (
-    Chunk,
-    Completion,
-    Finish,
-    Message,
-    Request,
-    Sampling,
-    Timing,
-    TokenScores,
-)
+from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenScores
 
 # Row counts a step may have: kernels treat rows in groups of four and sixteen.
 SMALLEST_STEP_ROWS = 4
@@ -56,43 +47,21 @@ class _Prompt(NamedTuple):
     shared: tuple[int, ...]
     own: tuple[int, ...]
 
+    @property
+    def length(self) -> int:
+        return len(self.shared) + len(self.own)
+
 
 @dataclass(slots=True)
 class _Sequence:
-    """A completion in progress: mutable, lives in one slot."""
+    """An answer in a slot, and the prompt it was put there with."""
 
-    request: Request
     prompt: _Prompt
-    started_s: float
-    ids: list[int] = field(default_factory=list)
-    raw: bytearray = field(default_factory=bytearray)
-    first_token_s: float = 0.0
-    finish: Finish | None = None
+    answer: Answer
 
     @property
     def next_position(self) -> int:
-        return len(self.prompt.shared) + len(self.prompt.own) + len(self.ids) - 1
-
-    @property
-    def text(self) -> str:
-        return self.raw.decode("utf-8", "replace")
-
-    def settled(self) -> str:
-        """What later tokens cannot change."""
-        stop = self.request.sampling.stop
-        return cut_at_stop(self.text, stop) if self.finish else settled_text(self.text, stop)
-
-    def completion(self) -> Completion:
-        return Completion(
-            text=cut_at_stop(self.text, self.request.sampling.stop),
-            ids=tuple(self.ids),
-            finish=self.finish or "length",
-            prompt_tokens=len(self.prompt.shared) + len(self.prompt.own),
-            completion_tokens=len(self.ids),
-            timing=Timing(
-                first_token_s=self.first_token_s, total_s=time.monotonic() - self.started_s
-            ),
-        )
+        return self.prompt.length + len(self.answer.ids) - 1
 
 
 class LlamaCppEngine:
@@ -114,13 +83,16 @@ class LlamaCppEngine:
         self._prompt_read: tuple[_Prompt, LogitsTV] | None = None
         self._shared_by_lead: dict[tuple[Message, ...], tuple[int, ...]] = {}
         self._lock = threading.Lock()
+        self._piece = cache(self.model.piece)
 
     def close(self) -> None:
         self.model.close()
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The exact ids a conversation is answered after."""
         return self.model.tokenize(self._template.render(messages))
+
+    def end_ids(self) -> tuple[int, ...]:
+        return tuple(t for t in range(self.model.vocabulary_size) if self.model.ends(t))
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
         with self._lock:
@@ -144,17 +116,15 @@ class LlamaCppEngine:
 
     def _admit(self, slot: int, request: Request) -> _Sequence:
         """Put one prompt into `slot` and draw its first token."""
-        sequence = _Sequence(
-            request, self._prompt(request.messages, request.opening), time.monotonic()
-        )
-        length = len(sequence.prompt.shared) + len(sequence.prompt.own)
-        if length >= self.model.context_tokens:
+        prompt = self._prompt(request.messages, request.opening)
+        if prompt.length >= self.model.context_tokens:
             raise EngineError(
-                f"prompt of {length} tokens does not fit {self.model.context_tokens} tokens "
+                f"prompt of {prompt.length} tokens does not fit {self.model.context_tokens} tokens "
                 f"({self.name}, request {request.key})",
                 hint="raise context_tokens",
             )
-        logits_V = self._read_prompt(sequence.prompt)
+        sequence = _Sequence(prompt, Answer(request, prompt.length, self._decode))
+        logits_V = self._read_prompt(prompt)
         self.model.clear_sequence(slot)
         self.model.copy_sequence(self._prompt_stream, slot)
         self._accept(sequence, logits_V)
@@ -200,34 +170,24 @@ class LlamaCppEngine:
                 self.model.clear_sequence(slot)
                 batch.append(Row(IDLE_TOKEN, 0, slot, True))
             else:
-                batch.append(Row(sequence.ids[-1], sequence.next_position, slot, True))
+                batch.append(Row(sequence.answer.ids[-1], sequence.next_position, slot, True))
         self.model.decode(batch)
         for slot, sequence in active.items():
             self._accept(sequence, self.model.logits(slot))
 
     def _accept(self, sequence: _Sequence, logits_V: LogitsTV) -> None:
-        """Draw the next token and see whether the answer ends with it."""
-        sampling = sequence.request.sampling
-        token = pick_token(logits_V, sampling, len(sequence.ids))
-        if not sequence.first_token_s:
-            sequence.first_token_s = time.monotonic() - sequence.started_s
-        if self.model.ends(token):
-            sequence.finish = "stop"
-            return
-        sequence.ids.append(token)
-        sequence.raw += self.model.piece(token)
-        if sampling.stop and stop_index(sequence.text, sampling.stop) >= 0:
-            sequence.finish = "stop"
-        elif (
-            len(sequence.ids) >= sampling.max_tokens
-            or sequence.next_position + 1 >= self.model.context_tokens
-        ):
-            sequence.finish = "length"
+        """Draw the next token."""
+        answer = sequence.answer
+        token = pick_token(logits_V, answer.request.sampling, len(answer.ids))
+        answer.accept(token, self.model.ends(token), self.model.context_tokens)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return b"".join(map(self._piece, ids)).decode("utf-8", "replace")
 
     def _retire(self, active: dict[int, _Sequence]) -> Iterator[tuple[str, Completion]]:
-        for slot in [s for s, sequence in active.items() if sequence.finish]:
-            sequence = active.pop(slot)
-            yield sequence.request.key, sequence.completion()
+        for slot in [s for s, sequence in active.items() if sequence.answer.finish]:
+            answer = active.pop(slot).answer
+            yield answer.request.key, answer.completion()
 
     def _compact(self, active: dict[int, _Sequence], rows: int) -> int:
         """Halve the step while the remaining sequences fit, moving those above into free slots."""
@@ -271,18 +231,14 @@ class LlamaCppEngine:
         """One conversation alone, one row a step: the fastest first token, no padding."""
         with self._lock:
             request = Request(key="stream", messages=tuple(messages), sampling=sampling)
-            sequence = self._admit(0, request)
-            sent, pieces = 0, 0
-            while True:
-                text = sequence.settled()
-                if len(text) > sent:
-                    yield Chunk(text=text[sent:], tokens=len(sequence.ids) - pieces)
-                    sent, pieces = len(text), len(sequence.ids)
-                if sequence.finish:
-                    yield Chunk(tokens=len(sequence.ids) - pieces, finish=sequence.finish)
-                    return
-                self.model.decode([Row(sequence.ids[-1], sequence.next_position, 0, True)])
-                self._accept(sequence, self.model.logits(0))
+            yield from chunks(self._steps_alone(self._admit(0, request)))
+
+    def _steps_alone(self, sequence: _Sequence) -> Iterator[Answer]:
+        while True:
+            yield sequence.answer
+            row = Row(sequence.answer.ids[-1], sequence.next_position, 0, True)
+            self.model.decode([row])
+            self._accept(sequence, self.model.logits(0))
 
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
         prompt = self.prompt_ids(messages)

@@ -7,32 +7,20 @@ engine: a request's seed means the same everywhere, and no model's generation co
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from serve.engines.answer import Answer, chunks
 from serve.engines.attention import GROUPED
 from serve.engines.base import LogitsTV
 from serve.engines.decoding import Block, draw_tokens
-from serve.engines.stopping import cut_at_stop, settled_text, stop_index
 from serve.errors import EngineError
 from serve.hardware import has_cuda, has_fast_bfloat16
-from serve.messages import (
-    Chunk,
-    Completion,
-    Finish,
-    Message,
-    Request,
-    Sampling,
-    Timing,
-    TokenScores,
-)
+from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenScores
 
 # A smaller block is copied out once this share of its rows, or less, still goes on.
 KEPT_ROWS_SHARE = 0.85
@@ -43,41 +31,6 @@ def load(
 ) -> TransformersEngine:
     """Open a checkpoint folder; `dtype` auto is bfloat16 where the hardware has it."""
     return TransformersEngine(path, slots, context_tokens, dtype)
-
-
-@dataclass
-class _Answer:
-    """A completion in progress: mutable."""
-
-    request: Request
-    prompt: list[int]
-    tokenizer: Any
-    started_s: float
-    ids: list[int] = field(default_factory=list)
-    first_token_s: float = 0.0
-    finish: Finish | None = None
-
-    @property
-    def text(self) -> str:
-        text: str = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        return text
-
-    def settled(self) -> str:
-        """What later tokens cannot change."""
-        stop = self.request.sampling.stop
-        return cut_at_stop(self.text, stop) if self.finish else settled_text(self.text, stop)
-
-    def completion(self) -> Completion:
-        return Completion(
-            text=self.settled(),
-            ids=tuple(self.ids),
-            finish=self.finish or "length",
-            prompt_tokens=len(self.prompt),
-            completion_tokens=len(self.ids),
-            timing=Timing(
-                first_token_s=self.first_token_s, total_s=time.monotonic() - self.started_s
-            ),
-        )
 
 
 class TransformersEngine:
@@ -121,6 +74,9 @@ class TransformersEngine:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
+    def end_ids(self) -> tuple[int, ...]:
+        return tuple(sorted(self._ends))
+
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
         for start in range(0, len(requests), self.block):
             *_, answers = self._steps(requests[start : start + self.block])
@@ -128,26 +84,23 @@ class TransformersEngine:
 
     def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
         request = Request(key="stream", messages=tuple(messages), sampling=sampling)
-        sent, pieces = 0, 0
-        for (answer,) in self._steps([request]):
-            text = answer.settled()
-            if len(text) > sent:
-                yield Chunk(text=text[sent:], tokens=len(answer.ids) - pieces)
-                sent, pieces = len(text), len(answer.ids)
-            if answer.finish:
-                yield Chunk(tokens=len(answer.ids) - pieces, finish=answer.finish)
+        yield from chunks(answer for (answer,) in self._steps([request]))
 
     @torch.inference_mode()
-    def _steps(self, requests: Sequence[Request]) -> Iterator[list[_Answer]]:
+    def _steps(self, requests: Sequence[Request]) -> Iterator[list[Answer]]:
         """All answers after each step, until the last one has its end."""
-        answers = [self._begin(request) for request in requests]
-        block = Block(self.model, [answer.prompt for answer in answers], self._pad)
+        prompts = [self._prompt(request) for request in requests]
+        answers = [
+            Answer(request, len(prompt), self._decode)
+            for request, prompt in zip(requests, prompts, strict=True)
+        ]
+        block = Block(self.model, prompts, self._pad)
         inside = answers
         for position in count():
             drawn = draw_tokens(block.logits(), [a.request.sampling for a in inside], position)
             for answer, token in zip(inside, drawn, strict=True):
                 if answer.finish is None:
-                    self._accept(answer, token)
+                    answer.accept(token, token in self._ends, self._context_tokens)
             yield answers
             going = [row for row, answer in enumerate(inside) if answer.finish is None]
             if not going:
@@ -157,29 +110,18 @@ class TransformersEngine:
                 inside, drawn = [inside[row] for row in going], [drawn[row] for row in going]
             block.append(drawn)
 
-    def _begin(self, request: Request) -> _Answer:
-        answer = _Answer(
-            request, self.prompt_ids(request.messages), self.tokenizer, time.monotonic()
-        )
-        if len(answer.prompt) >= self._context_tokens:
+    def _prompt(self, request: Request) -> list[int]:
+        prompt = self.prompt_ids(request.messages)
+        if len(prompt) >= self._context_tokens:
             raise EngineError(
-                f"prompt of {len(answer.prompt)} tokens does not fit {self._context_tokens} tokens "
+                f"prompt of {len(prompt)} tokens does not fit {self._context_tokens} tokens "
                 f"({self.name}, request {request.key})"
             )
-        return answer
+        return prompt
 
-    def _accept(self, answer: _Answer, token: int) -> None:
-        """Take the next token and see whether the answer ends with it."""
-        answer.first_token_s = answer.first_token_s or time.monotonic() - answer.started_s
-        if token in self._ends:
-            answer.finish = "stop"
-            return
-        answer.ids.append(token)
-        sampling, length = answer.request.sampling, len(answer.prompt) + len(answer.ids)
-        if sampling.stop and stop_index(answer.text, sampling.stop) >= 0:
-            answer.finish = "stop"
-        elif len(answer.ids) >= sampling.max_tokens or length >= self._context_tokens:
-            answer.finish = "length"
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
 
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
         prompt = self.prompt_ids(messages)

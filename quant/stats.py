@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 Z_95 = 1.959963984540054
+Z_ALPHA, Z_POWER = 1.6448536269514722, 0.8416212335729143
+RESAMPLES = 20_000
 
 
 class Interval(NamedTuple):
@@ -77,3 +81,46 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if not 1 <= k <= samples or not 0 <= correct <= samples:
         raise ValueError(f"pass@{k} of {correct} correct in {samples} samples")
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def bootstrap_interval(
+    gained: int, lost: int, items: int, confidence: float, seed: int = 0
+) -> Interval:
+    """Percentile interval of the paired difference in shares (Efron and Tibshirani 1993, ch. 13).
+
+    Drawing items with replacement is drawing (gained, lost, same) from a multinomial. Both sides
+    hold at `confidence` each: the lower bound alone is a one-sided test at 1 - `confidence`.
+    """
+    if items <= 0:
+        raise ValueError(f"bootstrap over {items} items")
+    shares = [gained / items, lost / items, (items - gained - lost) / items]
+    draws = np.random.default_rng(seed).multinomial(items, shares, size=RESAMPLES)
+    differences = (draws[:, 0] - draws[:, 1]) / items
+    low, high = np.quantile(differences, [1 - confidence, confidence])
+    return Interval(float(low), float(high))
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjusted p of several tests, any of which may be believed (Holm 1979)."""
+    adjusted, largest = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda pair: pair[1])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
+        adjusted[name] = largest
+    return adjusted
+
+
+def smallest_detectable_drop(items: int, discordant_share: float) -> float:
+    """The drop (in shares) that a one-sided 5 % test on so many pairs finds four times in five.
+
+    Normal approximation of McNemar's test (Connor 1987): d with
+    sqrt(n) d = 1.645 sqrt(s) + 0.842 sqrt(s - d^2), s the share of pairs that differ.
+    """
+    if items <= 0:
+        return 1.0
+    share = max(discordant_share, 1.0 / items)
+    low, high = 0.0, math.sqrt(share)
+    for _ in range(60):
+        drop = (low + high) / 2
+        needed = Z_ALPHA * math.sqrt(share) + Z_POWER * math.sqrt(max(0.0, share - drop * drop))
+        low, high = (low, drop) if math.sqrt(items) * drop >= needed else (drop, high)
+    return high

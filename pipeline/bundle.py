@@ -1,0 +1,104 @@
+"""Stage 10: what a laptop needs, in one folder that can be moved.
+
+Reads `04-sft`, `06-gguf`, `07-onnx`, `09-gate`; writes the chosen GGUF and ONNX under names other
+programs understand, `chat.json`, `Modelfile`, `README.md`, `NOTICE` and `SHA256SUMS`. With nothing
+that passed the gate it writes a README that says so, and no model.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.gate_table import gate_cells
+from pipeline.model_card import markdown_table
+from pipeline.prompts import student_messages
+from pipeline.recipe import Recipe
+from pipeline.run import Context
+from pipeline.store import write_file, write_json
+from quant.bundle import CHECKSUMS, checksums, modelfile, place
+from serve.errors import DataError
+from serve.models import artifact_sha256
+from serve.template import ChatTemplate
+
+STAGE_VERSION = 1
+LIBRARIES = ()
+STAGES = {"GGUF": "06-gguf", "ONNX": "07-onnx"}
+ENGINES = {"GGUF": "llama.cpp", "ONNX": "onnxruntime-genai"}
+
+
+def run(config: Recipe, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Fill the folder. Raises DiskError when it cannot be written."""
+    gate = json.loads((inputs["09-gate"] / "gate.json").read_text(encoding="utf-8"))
+    shutil.rmtree(out)
+    out.mkdir()
+    lead = [m.model_dump() for m in student_messages(config.student, "")[:-1]]
+    speakers: list[dict[str, Any]] = []
+    for kind, choice in sorted(gate["chosen_by_format"].items()):
+        if choice["file"] is None:
+            continue
+        source = inputs[STAGES[kind]] / choice["file"]
+        name = choice["file"].replace("student", config.run.name, 1)
+        place(source, out / name)
+        speakers.append(
+            {
+                "name": f"student {choice['name']}",
+                "engine": ENGINES[kind],
+                "model": f"path:{name}",
+                "sha256": artifact_sha256(source),
+                "lead": lead,
+            }
+        )
+        if kind == "GGUF":
+            _write_modelfile(config, inputs["04-sft"], name, out, context)
+    write_json(out / "chat.json", {"speakers": speakers})
+    write_file(out / "NOTICE", _notice(config))
+    write_file(out / "README.md", _readme(config, gate, [s["name"] for s in speakers]))
+    write_file(out / CHECKSUMS, checksums(out))
+    return {"models": [s["model"].removeprefix("path:") for s in speakers]}
+
+
+def _write_modelfile(
+    config: Recipe, checkpoint: Path, gguf: str, out: Path, context: Context
+) -> None:
+    names = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
+    source = (checkpoint / "chat_template.jinja").read_text(encoding="utf-8")
+    end = str(names["eos_token"])
+    template = ChatTemplate(source, str(names.get("bos_token") or ""), end, gguf)
+    try:
+        text = modelfile(gguf, template, config.student.system, [end])
+    except DataError as error:
+        context.log.warning("no Modelfile template: %s", error)
+        text = f'FROM ./{gguf}\nSYSTEM """{config.student.system}"""\nPARAMETER temperature 0\n'
+    write_file(out / "Modelfile", text)
+
+
+def _notice(config: Recipe) -> str:
+    return (
+        "This student was trained from a base model on answers of a teacher model.\n"
+        "The licences of both apply to it; keep this notice with the files.\n\n"
+        f"base student  {config.student.model}\n              {config.student.license}\n"
+        f"teacher       {config.teacher.model}\n              {config.teacher.license}\n"
+    )
+
+
+def _readme(config: Recipe, gate: dict[str, Any], names: list[str]) -> str:
+    held = ", ".join(names) or "no model: nothing passed the gate"
+    return f"""# {config.run.name}
+
+Holds {held}. It thinks inside `<think>…</think>`, then writes `Answer: …`.
+
+    python -m apps.chat .
+
+or `ollama create {config.run.name} -f Modelfile`. `sha256sum -c {CHECKSUMS}` checks the files.
+
+Each file ran in its own runtime beside the unquantized student; a drop of up to
+{gate["margin_points"]:g} points may be shipped.
+
+{markdown_table(*gate_cells(gate))}
+
+Licences: NOTICE.
+"""

@@ -1,0 +1,150 @@
+"""One model answers a set of problems and is judged: what evaluation and gate both do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.asking import ask, request_for
+from pipeline.ladder import Judged
+from pipeline.prompts import student_messages
+from pipeline.recipe import EvaluateOptions, StudentOptions
+from pipeline.records import Problem, content_key
+from pipeline.run import SCRATCH, Context
+from pipeline.tasks.judge import Judge
+from serve.engines import load_engine
+from serve.engines.base import Engine
+from serve.engines.child import ChildEngine, load_in_child
+from serve.messages import Message, Request, Sampling
+from serve.models import artifact_sha256, file_sha256, folder_bytes
+
+SFT = "SFT student"
+CONTEXT_TOKENS = 1024
+# What a chat opens: the memory of one conversation, not of an evaluation.
+ALONE_SLOTS = 4
+# For a file to load and a batch to be read, plus a second for each token of an answer.
+SILENCE_LIMIT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of the ladder: who answers, in which prompt style, from which file."""
+
+    name: str
+    identity: str
+    size_bytes: int | None
+    open: Callable[[], Engine]
+    messages: Callable[[Problem], tuple[Message, ...]]
+
+
+@dataclass(frozen=True)
+class ArtifactRung(Rung):
+    """A rung that is a file, opened in a process of its own."""
+
+    open: Callable[[], ChildEngine]
+    open_alone: Callable[[], ChildEngine]
+    path: Path
+    engine: str
+
+
+def open_checkpoint(folder: Path, options: EvaluateOptions) -> Engine:
+    # A block is not refilled as its answers end, so it is larger: 450 against 400 tok/s.
+    return load_engine(
+        "transformers", path=folder, slots=2 * options.slots, context_tokens=CONTEXT_TOKENS
+    )
+
+
+def checkpoint_rung(folder: Path, student: StudentOptions, options: EvaluateOptions) -> Rung:
+    """The trained student before any quantization: what artifacts are compared with."""
+    weights = folder / "model.safetensors"
+    return Rung(
+        SFT,
+        f"transformers:{file_sha256(weights)}",
+        weights.stat().st_size,
+        lambda: open_checkpoint(folder, options),
+        lambda p: student_messages(student, p.question),
+    )
+
+
+def artifact_rungs(
+    inputs: Mapping[str, Path], student: StudentOptions, options: EvaluateOptions
+) -> list[ArtifactRung]:
+    """Every student GGUF, then every ONNX folder, largest first."""
+
+    def size(path: Path) -> int:
+        return folder_bytes(path) if path.is_dir() else path.stat().st_size
+
+    kinds = (("GGUF", "llama.cpp", "06-gguf"), ("ONNX", "onnxruntime-genai", "07-onnx"))
+    return [
+        ArtifactRung(
+            name=f"{format_name} {path.name.removesuffix('.gguf').partition('-')[2]}",
+            identity=f"{engine}:{artifact_sha256(path)}",
+            size_bytes=size(path),
+            open=_opener(engine, path, options.slots, options),
+            open_alone=_opener(engine, path, ALONE_SLOTS, options),
+            messages=lambda p: student_messages(student, p.question),
+            path=path,
+            engine=engine,
+        )
+        for format_name, engine, stage in kinds
+        for path in sorted(inputs[stage].glob("student-*"), key=lambda p: (-size(p), p.name))
+    ]
+
+
+def _opener(
+    engine: str, path: Path, slots: int, options: EvaluateOptions
+) -> Callable[[], ChildEngine]:
+    return lambda: load_in_child(
+        engine,
+        path=path,
+        slots=slots,
+        context_tokens=CONTEXT_TOKENS,
+        silence_limit_s=SILENCE_LIMIT_S + options.max_tokens,
+    )
+
+
+def examine(
+    rung: Rung,
+    problems: Sequence[Problem],
+    options: EvaluateOptions,
+    out: Path,
+    judge: Judge,
+    context: Context,
+) -> list[Judged]:
+    """All verdicts of one rung: sample 0 is greedy, 1 to k are drawn."""
+    asked: dict[str, tuple[Problem, int]] = {}
+    requests: list[Request] = []
+    for index, problem in enumerate(problems):
+        for sample in range(1 + (options.k if index < options.k_items else 0)):
+            request = request_for(
+                rung.identity,
+                rung.messages(problem),
+                _sampling(options, context.seed, problem.key, sample),
+                sample,
+            )
+            asked[request.key] = (problem, sample)
+            requests.append(request)
+    answers = ask(rung.open, requests, out / SCRATCH / "answers.jsonl", rung.name, context)
+    return [
+        Judged(
+            rung=rung.name,
+            item=problem.key,
+            family=problem.family,
+            sample=sample,
+            completion=answers[key],
+            verdict=judge.verdict(problem, answers[key]),
+        )
+        for key, (problem, sample) in asked.items()
+    ]
+
+
+def _sampling(options: EvaluateOptions, seed: int, item: str, sample: int) -> Sampling:
+    if sample == 0:
+        return Sampling(max_tokens=options.max_tokens)
+    return Sampling(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_tokens=options.max_tokens,
+        seed=int(content_key(seed, "08-evaluate", item, sample)[:15], 16),
+    )

@@ -1,0 +1,34 @@
+"""Stage 07: the student's checkpoint becomes ONNX folders.
+
+Reads `04-sft`; writes `student-PRECISION/`, each with model, tokenizer and template. Judging what
+they kept is the task of the evaluation and the gate.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.recipe import OnnxOptions
+from pipeline.run import Context
+from quant.onnx import export
+from serve.models import folder_bytes
+
+STAGE_VERSION = 1
+LIBRARIES = ("onnxruntime-genai", "onnx", "onnx-ir", "torch", "transformers")
+NAME = "student"
+
+
+def run(
+    config: OnnxOptions, inputs: Mapping[str, Path], out: Path, context: Context
+) -> dict[str, Any]:
+    """Write one folder a precision. Raises EngineError when one cannot be made."""
+    for old in out.glob(f"{NAME}-*"):
+        shutil.rmtree(old)
+    with context.progress.bar("exporting", len(config.precisions)) as bar:
+        for precision in config.precisions:
+            export(inputs["04-sft"], out / f"{NAME}-{precision}", precision, config.provider)
+            bar.advance(1)
+    return {"size_bytes": {p.name: folder_bytes(p) for p in sorted(out.glob(f"{NAME}-*"))}}

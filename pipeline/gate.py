@@ -1,0 +1,181 @@
+"""Stage 09: every artifact proven and judged beside the unquantized student; one is chosen.
+
+Reads `01-problems`, `04-sft`, `06-gguf`, `07-onnx`, `08-evaluate`; writes `gate.json` (a row an
+artifact, and the choice) and `answers.jsonl` (to the items that only undecided ones were asked).
+A refused, failed or undecided artifact is a row like any other; only broken input raises.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from pipeline.examine import SFT, ArtifactRung, Rung, artifact_rungs, checkpoint_rung, examine
+from pipeline.held_out import held_out_traces
+from pipeline.ladder import Judged
+from pipeline.memory import give_back_memory, keep_freed_memory
+from pipeline.recipe import EvaluateOptions, GateOptions, StudentOptions
+from pipeline.records import Problem
+from pipeline.run import Context
+from pipeline.store import read_records, write_json, write_records
+from pipeline.tasks.judge import Judge
+from quant.gate import GateVerdict, paired_verdict
+from quant.parity import conversations
+from quant.proof import Proof, Reference, prove, reference_of
+from quant.select import Candidate, choose
+from serve.engines import load_engine
+
+STAGE_VERSION = 1
+LIBRARIES = (
+    "llama-cpp-python",
+    "onnxruntime-genai",
+    "gguf",
+    "transformers",
+    "torch",
+    "reasoning-gym",
+    "math-verify",
+)
+FORMATS = ("GGUF", "ONNX")
+TEACHER, EXACT = "teacher", ("GGUF F16", "GGUF F32", "GGUF BF16", "ONNX fp32")
+
+Config = tuple[StudentOptions, EvaluateOptions, GateOptions]
+
+
+def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Prove, judge, choose."""
+    student, evaluation, options = config
+    keep_freed_memory(one_heap=True)
+    rungs = artifact_rungs(inputs, student, evaluation)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".reference-") as scratch:
+        proofs = _proofs(config, rungs, inputs, Path(scratch), context)
+    sound = [rung for rung in rungs if proofs[rung.name].fault is None]
+    verdicts, more = _verdicts(config, sound, inputs, out, context)
+    rows = [
+        {
+            "name": rung.name,
+            "file": rung.path.name,
+            "size_bytes": rung.size_bytes,
+            "proof": proofs[rung.name].model_dump(mode="json"),
+            "verdict": verdicts[rung.name].model_dump(mode="json") if rung in sound else None,
+        }
+        for rung in rungs
+    ]
+    candidates = [_candidate(r, proofs, verdicts) for r in sound]
+    write_records(out / "answers.jsonl", more)
+    write_json(
+        out / "gate.json",
+        {
+            "rows": rows,
+            "margin_points": options.margin_points,
+            "chosen": choose(candidates, options.choose).model_dump(),
+            "chosen_by_format": {
+                kind: choose(
+                    [c for c in candidates if c.name.startswith(kind)], options.choose
+                ).model_dump()
+                for kind in FORMATS
+            },
+        },
+    )
+    outcomes = {r.name: verdicts[r.name].outcome if r in sound else "refused" for r in rungs}
+    return {"outcomes": outcomes, "chosen": choose(candidates, options.choose).name}
+
+
+def _proofs(
+    config: Config,
+    rungs: Sequence[ArtifactRung],
+    inputs: Mapping[str, Path],
+    scratch: Path,
+    context: Context,
+) -> dict[str, Proof]:
+    with context.progress.bar("proving", 1 + len(rungs)) as bar:
+        reference = reference_for(config, inputs, scratch)
+        give_back_memory()
+        bar.advance(1)
+        proofs = {}
+        for rung in rungs:
+            proofs[rung.name] = prove(rung.path, rung.open_alone, reference, rung.name in EXACT)
+            context.log.info("%s: %s", rung.name, proofs[rung.name].fault or "proven")
+            bar.advance(1)
+    return proofs
+
+
+def reference_for(config: Config, inputs: Mapping[str, Path], scratch: Path) -> Reference:
+    """The student in float32: its own rounding must not count as the artifacts'."""
+    from transformers import AutoTokenizer
+
+    student, _, options = config
+    problems = {p.key: p for p in read_records(inputs["01-problems"] / "eval.jsonl", Problem)}
+    answers = [
+        a
+        for a in read_records(inputs["08-evaluate"] / "answers.jsonl", Judged)
+        if a.rung == TEACHER and a.sample == 0
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(inputs["04-sft"], local_files_only=True)
+    held_out = held_out_traces(answers, problems, student, tokenizer, options.divergence_tokens)
+    asked = conversations(
+        [p.question for p in problems.values()], student.system, options.conversations
+    )
+    with closing(load_engine("transformers", path=inputs["04-sft"], dtype="float32")) as engine:
+        return reference_of(engine, asked, held_out, scratch)
+
+
+def _verdicts(
+    config: Config,
+    rungs: Sequence[ArtifactRung],
+    inputs: Mapping[str, Path],
+    out: Path,
+    context: Context,
+) -> tuple[dict[str, GateVerdict], list[Judged]]:
+    """A verdict on the evaluation's answers, and on more items where those leave it open."""
+    student, evaluation, options = config
+    first = [
+        a for a in read_records(inputs["08-evaluate"] / "answers.jsonl", Judged) if a.sample == 0
+    ]
+    problems = list(read_records(inputs["01-problems"] / "gate.jsonl", Problem))
+    looks = 2 if problems else 1
+
+    def verdict(rung: ArtifactRung, answers: Sequence[Judged]) -> GateVerdict:
+        return paired_verdict(
+            rung.name,
+            _passed(answers, SFT),
+            _passed(answers, rung.name),
+            {a.item: a.family for a in answers if a.rung == SFT},
+            options.margin_points / 100,
+            looks,
+        )
+
+    verdicts = {rung.name: verdict(rung, first) for rung in rungs}
+    open_rungs = [r for r in rungs if verdicts[r.name].outcome == "inconclusive"]
+    more: list[Judged] = []
+    if problems and open_rungs:
+        greedy = evaluation.model_copy(update={"k_items": 0})
+        asked: list[Rung] = [checkpoint_rung(inputs["04-sft"], student, evaluation), *open_rungs]
+        with Judge() as judge:
+            for rung in asked:
+                more += examine(rung, problems, greedy, out, judge, context)
+                give_back_memory()
+        verdicts |= {rung.name: verdict(rung, [*first, *more]) for rung in open_rungs}
+    return verdicts, more
+
+
+def _passed(answers: Sequence[Judged], rung: str) -> dict[str, bool | None]:
+    return {a.item: a.verdict.passed for a in answers if a.rung == rung}
+
+
+def _candidate(
+    rung: ArtifactRung, proofs: Mapping[str, Proof], verdicts: Mapping[str, GateVerdict]
+) -> Candidate:
+    proof, verdict = proofs[rung.name], verdicts[rung.name]
+    assert proof.divergence is not None
+    assert proof.speed is not None
+    return Candidate(
+        name=rung.name,
+        file=rung.path.name,
+        size_bytes=rung.size_bytes or 0,
+        tokens_per_s=proof.speed.tokens_per_s,
+        kl_nats=proof.divergence["all"].mean_nats,
+        outcome=verdict.outcome,
+    )

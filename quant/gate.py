@@ -1,0 +1,165 @@
+"""May this artifact be shipped? A paired verdict against the unquantized student.
+
+Both answered the same fresh items. Pass: the drop is shown to be smaller than the margin. Fail: a
+drop beyond the margin is shown. Anything else is inconclusive, and says which drop so many items
+could have shown at all. An answer that could not be judged counts on neither side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from quant.stats import (
+    bootstrap_interval,
+    holm,
+    mcnemar_exact,
+    smallest_detectable_drop,
+)
+from serve.messages import Record
+
+Outcome = Literal["pass", "fail", "inconclusive"]
+# More unscored items than this, and there is no verdict.
+UNSCORED_SHARE = 0.01
+ALPHA = 0.05
+
+
+class FamilyVerdict(Record):
+    """One family's flips; `p_value` is exact McNemar's, `p_holm` adjusted over the families."""
+
+    items: int
+    difference: float
+    gained: int
+    lost: int
+    p_value: float
+    p_holm: float
+
+
+class GateVerdict(Record):
+    """Shares, not points: `difference` is artifact minus student, `low` and `high` its bounds."""
+
+    artifact: str
+    outcome: Outcome
+    why: str
+    margin: float
+    items: int
+    unscored: int
+    student_accuracy: float | None = None
+    accuracy: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    gained: int = 0
+    lost: int = 0
+    p_value: float | None = None
+    detectable_drop: float | None = None
+    families: dict[str, FamilyVerdict] = Field({})
+
+
+Answers = Mapping[str, bool | None]
+
+
+def paired_verdict(
+    artifact: str,
+    student: Answers,
+    answers: Answers,
+    families: Mapping[str, str],
+    margin: float,
+    looks: int = 1,
+) -> GateVerdict:
+    """The verdict on `answers` (item -> right, wrong or None) beside the student's on those items.
+
+    `families` names each item's family. `looks` is how often this comparison may be made in all:
+    each look then gets its share of the error (Bonferroni), so that asking more items when the
+    first were too few does not make passing by luck likelier.
+    """
+    both = [i for i in families if student.get(i) is not None and answers.get(i) is not None]
+    unscored = len(families) - len(both)
+    if not both or unscored > UNSCORED_SHARE * len(families):
+        why = f"{unscored} of {len(families)} items could not be scored on both sides"
+        return GateVerdict(
+            artifact=artifact,
+            outcome="inconclusive",
+            why=why,
+            margin=margin,
+            items=len(both),
+            unscored=unscored,
+        )
+    gained, lost = _flips(both, student, answers)
+    low, high = bootstrap_interval(gained, lost, len(both), 1 - ALPHA / looks)
+    by_family = _families(both, student, answers, families)
+    difference = (gained - lost) / len(both)
+    outcome, why = _outcome(difference, low, high, by_family, margin)
+    detectable = smallest_detectable_drop(len(both), (gained + lost) / len(both))
+    if outcome == "inconclusive":
+        why += f"; {len(both)} items show drops from {100 * detectable:.1f} points"
+    return GateVerdict(
+        artifact=artifact,
+        outcome=outcome,
+        why=why,
+        margin=margin,
+        items=len(both),
+        unscored=unscored,
+        student_accuracy=sum(bool(student[i]) for i in both) / len(both),
+        accuracy=sum(bool(answers[i]) for i in both) / len(both),
+        difference=difference,
+        low=low,
+        high=high,
+        gained=gained,
+        lost=lost,
+        p_value=mcnemar_exact(gained, lost),
+        detectable_drop=detectable,
+        families=by_family,
+    )
+
+
+def _flips(items: list[str], student: Answers, answers: Answers) -> tuple[int, int]:
+    gained = sum(bool(answers[i]) and not student[i] for i in items)
+    lost = sum(bool(student[i]) and not answers[i] for i in items)
+    return gained, lost
+
+
+def _families(
+    items: list[str], student: Answers, answers: Answers, families: Mapping[str, str]
+) -> dict[str, FamilyVerdict]:
+    members: dict[str, list[str]] = {}
+    for item in items:
+        members.setdefault(families[item], []).append(item)
+    flips = {name: _flips(own, student, answers) for name, own in sorted(members.items())}
+    p_values = {name: mcnemar_exact(*pair) for name, pair in flips.items()}
+    adjusted = holm(p_values)
+    return {
+        name: FamilyVerdict(
+            items=len(members[name]),
+            difference=(gained - lost) / len(members[name]),
+            gained=gained,
+            lost=lost,
+            p_value=p_values[name],
+            p_holm=adjusted[name],
+        )
+        for name, (gained, lost) in flips.items()
+    }
+
+
+def _outcome(
+    difference: float,
+    low: float,
+    high: float,
+    families: Mapping[str, FamilyVerdict],
+    margin: float,
+) -> tuple[Outcome, str]:
+    worse = [
+        name
+        for name, family in families.items()
+        if family.p_holm < ALPHA and family.difference < -margin
+    ]
+    shown = f"{100 * difference:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+    if worse:
+        return "fail", f"{shown}; {', '.join(worse)} fell beyond {100 * margin:g} points"
+    if high < 0 and difference < -margin:
+        return "fail", f"{shown}: a drop beyond {100 * margin:g} points"
+    if low > -margin:
+        return "pass", f"{shown}: within {100 * margin:g} points"
+    return "inconclusive", f"{shown}: the drop may exceed {100 * margin:g} points"

@@ -1,0 +1,170 @@
+"""The ONNX folders of a real student, in the runtime that ships them."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.recipe import find_recipe, load_recipe
+from quant.inspect import inspect
+from quant.onnx import export
+from quant.proof import prove
+from serve.engines.child import load_in_child
+from serve.errors import DataError, EngineError, UsageError
+from serve.messages import Message, Request, Sampling
+
+RECIPE = load_recipe(find_recipe("smoke"))
+
+
+def requests(**options) -> list[Request]:
+    return [
+        Request(
+            key=str(n),
+            messages=(
+                Message(role="system", content=RECIPE.student.system),
+                Message(role="user", content=f"State the final answer: {n} + {7 * n} ="),
+            ),
+            sampling=Sampling(**{"max_tokens": 24, "seed": n, **options}),
+        )
+        for n in range(1, 16, 2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def int8(smoke) -> Path:
+    return smoke.root / "07-onnx" / "student-int8"
+
+
+@pytest.fixture(scope="module")
+def engine(int8):
+    opened = load_in_child("onnxruntime-genai", path=int8, slots=8, context_tokens=512)
+    yield opened
+    opened.close()
+
+
+def proof(path: Path, reference, exact: bool = False):
+    return prove(
+        path,
+        lambda: load_in_child("onnxruntime-genai", path=path, slots=4, context_tokens=1024),
+        reference,
+        exact,
+    )
+
+
+def test_the_float_folder_computes_what_the_checkpoint_computes(smoke, reference, tmp_path):
+    export(smoke.root / "04-sft", tmp_path / "student-fp32", "fp32")
+    found = proof(tmp_path / "student-fp32", reference, exact=True)
+    assert found.fault is None
+    assert found.divergence["all"].mean_nats < 1e-4
+    assert found.inspection.bits_per_weight == 32.0
+
+
+def test_int8_is_near_and_says_what_it_holds(int8, reference):
+    found = proof(int8, reference)
+    assert found.fault is None
+    assert found.divergence["all"].mean_nats < 0.05
+    assert found.inspection.types["int8"] > 100
+    assert found.inspection.end_tokens == (2,)
+
+
+def test_a_stream_says_what_generate_says(engine):
+    request = requests()[2]
+    ((_, whole),) = engine.generate([request])
+    chunks = list(engine.stream(request.messages, request.sampling))
+    assert "".join(c.text for c in chunks) == whole.text
+    assert sum(c.tokens for c in chunks) == whole.completion_tokens
+    assert chunks[-1].finish == whole.finish
+    assert len(chunks) > 5
+
+
+def test_a_prompt_is_answered_in_company_as_it_is_alone(engine):
+    asked = requests()
+    lengths = [len(engine.prompt_ids(r.messages)) for r in asked]
+    assert 1 < len(set(lengths)) < len(lengths)
+    together = {k: c.ids for k, c in engine.generate(asked)}
+    assert together == {k: c.ids for r in asked for k, c in engine.generate([r])}
+
+
+def test_each_request_keeps_its_own_seed(engine):
+    asked = requests(temperature=1.0)
+    first = {k: c.ids for k, c in engine.generate(asked)}
+    assert first == {k: c.ids for k, c in engine.generate(asked[::-1])}
+    assert len(set(first.values())) == len(asked)
+
+
+def test_a_stop_string_and_the_token_limit_end_an_answer(engine):
+    whole = dict(engine.generate(requests()))
+    assert {c.completion_tokens == 24 for c in whole.values() if c.finish == "length"} == {True}
+    cut = dict(engine.generate(requests(stop=("=",))))
+    for key, completion in cut.items():
+        assert completion.text == whole[key].text.partition("=")[0]
+
+
+def test_scores_are_those_of_its_own_logits(engine):
+    messages = requests()[0].messages
+    scores = engine.score(messages, "The answer is 8.")
+    prompt = engine.prompt_ids(messages)
+    logits = engine.logits([*prompt, *scores.ids]).astype(np.float64)
+    assert logits.shape == (len(prompt) + len(scores.ids), 49_152)
+    rows = logits[len(prompt) - 1 : -1]
+    expected = rows[np.arange(len(rows)), scores.ids] - np.log(np.exp(rows).sum(axis=1))
+    assert scores.logprobs_nats == pytest.approx(expected, abs=1e-4)
+    assert scores.byte_offsets[:3] == (0, 3, 10)
+
+
+def test_a_prompt_that_does_not_fit_is_refused_by_name(engine):
+    long = Request(key="long-one", messages=(Message(role="user", content="word " * 600),))
+    with pytest.raises(EngineError, match=r"does not fit 512 tokens .*request long-one"):
+        list(engine.generate([long]))
+
+
+def swapped_template(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("<|im_start|>assistant", "<|im_start|>assisdant"))
+
+
+def wrong_end_token(folder: Path) -> None:
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text())
+    config["model"]["eos_token_id"] = [0]
+    path.write_text(json.dumps(config))
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.onnx.data"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (swapped_template, r"parity: conversation 0, token \d+: student"),
+        (wrong_end_token, r"parity: token 2 ends the student and not the artifact"),
+        (cut, r"inspect: student-int8 is not a whole ONNX model: .* ends at byte \d+ of a file"),
+    ],
+)
+def test_a_damaged_folder_is_refused_by_the_step_that_is_there_for_it(
+    int8,
+    reference,
+    tmp_path,
+    damage,
+    fault,
+):
+    folder = tmp_path / int8.name
+    shutil.copytree(int8, folder)
+    damage(folder)
+    assert re.match(fault, proof(folder, reference).fault)
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(DataError, match="empty is not a whole ONNX model"):
+        inspect((tmp_path / "empty").mkdir() or tmp_path / "empty")
+    with pytest.raises(EngineError, match="empty does not load"):
+        load_in_child("onnxruntime-genai", path=tmp_path / "empty")
+    with pytest.raises(UsageError, match="unknown ONNX precision 'int3'"):
+        export(tmp_path, tmp_path / "out", "int3")
+    with pytest.raises(EngineError, match="ONNX builder for int8 ended with 1"):
+        export(tmp_path / "empty", tmp_path / "out", "int8")

@@ -1,0 +1,198 @@
+"""The gate's second look, the held-out traces it measures along, and its table."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from pipeline import gate
+from pipeline.examine import SFT, ArtifactRung
+from pipeline.gate_table import gate_cells, reasons
+from pipeline.held_out import held_out_traces
+from pipeline.ladder import Judged
+from pipeline.recipe import EvaluateOptions, GateOptions, StudentOptions
+from pipeline.records import Problem, Verdict
+from pipeline.store import write_records
+from serve.messages import Completion
+
+STUDENT = StudentOptions(model="path:unused", system="s")
+
+
+def judged(rung: str, item: str, passed: bool | None, text: str = "x") -> Judged:
+    return Judged(
+        rung=rung,
+        item=item,
+        family="f",
+        sample=0,
+        completion=Completion(text=text, finish="stop", prompt_tokens=1, completion_tokens=2),
+        verdict=Verdict(passed=passed, reason="correct", extracted="4", verifier="v"),
+    )
+
+
+def problem(number: int) -> Problem:
+    return Problem(question=f"{number} + 1 =", answer=str(number + 1), family="f")
+
+
+def rung(name: str) -> ArtifactRung:
+    return ArtifactRung(
+        name, name, 1, None, None, open_alone=None, path=Path(f"{name}.gguf"), engine="llama.cpp"
+    )
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """300 answers: A equals the student, B lost 10 and gained 4: open at a margin of 3 points."""
+    first = [judged(SFT, str(i), True) for i in range(290)]
+    first += [judged(SFT, str(i), False) for i in range(290, 300)]
+    for name, flips in (("A", set()), ("B", {*range(10), *range(290, 294)})):
+        first += [judged(name, str(i), (i < 290) != (i in flips)) for i in range(300)]
+    write_records(tmp_path / "08-evaluate" / "answers.jsonl", first)
+    more = [problem(i) for i in range(600)]
+    write_records(tmp_path / "01-problems" / "gate.jsonl", more)
+    return {name: tmp_path / name for name in ("01-problems", "04-sft", "08-evaluate")}
+
+
+def verdicts(inputs, monkeypatch, right_of_600: int):
+    asked = []
+
+    def answer(rung, problems, options, *_):
+        asked.append((rung.name, len(problems), options.k_items))
+        right = 600 if rung.name == SFT else right_of_600
+        return [judged(rung.name, p.key, n < right) for n, p in enumerate(problems)]
+
+    monkeypatch.setattr(gate, "examine", answer)
+    monkeypatch.setattr(gate, "checkpoint_rung", lambda *_: replace(rung(SFT), name=SFT))
+    config = (STUDENT, EvaluateOptions(), GateOptions())
+    found, more = gate._verdicts(config, [rung("A"), rung("B")], inputs, Path(), None)
+    return found, more, asked
+
+
+def test_only_what_is_open_is_asked_more(inputs, monkeypatch):
+    found, more, asked = verdicts(inputs, monkeypatch, 598)
+    assert asked == [(SFT, 600, 0), ("B", 600, 0)]
+    assert len(more) == 1200
+    assert (found["A"].items, found["A"].outcome) == (300, "pass")
+    assert (found["B"].items, found["B"].outcome) == (900, "pass")
+    assert found["B"].difference == pytest.approx((4 - 10 - 2) / 900)
+
+
+def test_more_items_can_show_a_fall(inputs, monkeypatch):
+    found, _, _ = verdicts(inputs, monkeypatch, 560)
+    assert (found["B"].outcome, found["B"].lost) == ("fail", 50)
+
+
+def test_without_more_items_it_stays_open(inputs, monkeypatch):
+    (inputs["01-problems"] / "gate.jsonl").write_text("")
+    found, more, asked = verdicts(inputs, monkeypatch, 600)
+    assert (found["B"].outcome, more, asked) == ("inconclusive", [], [])
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    letters = [chr(c) for c in range(32, 127)] + ["\n"]
+    raw = Tokenizer(models.WordLevel({c: i for i, c in enumerate(letters)}, unk_token=" "))
+    raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made = PreTrainedTokenizerFast(tokenizer_object=raw)
+    made.chat_template = TEMPLATE
+    return made
+
+
+def test_held_out_tokens_know_what_they_are():
+    problems = {"a": problem(3), "b": problem(4)}
+    answers = [
+        judged("teacher", "b", False, "wrong"),
+        judged("teacher", "a", True, "3 + 1\nAnswer: 4"),
+    ]
+    (trace,) = held_out_traces(answers, problems, STUDENT, tokenizer(), 1000)
+    text = "".join(tokenizer().convert_ids_to_tokens(trace.ids))
+    assert text[: trace.first] == "<system>s<end><user>3 + 1 =<end><assistant>"
+    assert text[trace.first : trace.last] == "<think>\n3 + 1\n</think>\nAnswer: 4"
+    assert text[trace.last :] == "<end>"
+    kinds = {
+        name: "".join(c for c, flag in zip(text[trace.first :], flags, strict=True) if flag)
+        for name, flags in trace.kinds.items()
+    }
+    assert kinds == {
+        "reasoning": "<think>\n3 + 1\n",
+        "answer": "</think>\nAnswer: 4<end>",
+        "number": "314",
+    }
+
+
+def test_held_out_traces_end_at_the_wanted_tokens():
+    problems = {str(i): problem(i) for i in range(9)}
+    answers = [judged("teacher", str(i), True, f"{i} + 1\nAnswer: {i + 1}") for i in range(9)]
+    assert len(held_out_traces(answers, problems, STUDENT, tokenizer(), 60)) == 2
+
+
+ROW = {
+    "name": "GGUF Q4_K_M",
+    "file": "student-Q4_K_M.gguf",
+    "size_bytes": 105_000_000,
+    "proof": {
+        "fault": None,
+        "inspection": {"bits_per_weight": 6.267, "warnings": ["Q4_K_M in name only"]},
+        "divergence": {
+            "all": {"mean_nats": 0.0213, "p99_nats": 0.31, "top1_share": 0.951},
+            "number": {"mean_nats": 0.03, "p99_nats": 0.4, "top1_share": 0.94},
+        },
+        "speed": {"tokens_per_s": 99.6, "first_token_s": 0.041, "peak_memory_bytes": 312_000_000},
+    },
+    "verdict": {
+        "outcome": "pass",
+        "why": "-0.3 points [-2.1, 1.4]: within 3 points",
+        "accuracy": 0.46,
+        "difference": -0.003,
+        "low": -0.021,
+        "high": 0.014,
+        "gained": 11,
+        "lost": 12,
+    },
+}
+REFUSED = {
+    **ROW,
+    "name": "GGUF Q2_K",
+    "verdict": None,
+    "proof": {
+        "fault": "run: the process died",
+        "inspection": None,
+        "divergence": None,
+        "speed": None,
+    },
+}
+
+
+def test_the_table_has_a_row_an_artifact_and_a_line_a_reason():
+    data = {"rows": [ROW, REFUSED], "chosen": {"name": "GGUF Q4_K_M"}}
+    head, cells = gate_cells(data)
+    assert dict(zip(head, cells[0], strict=True)) == {
+        "artifact": "GGUF Q4_K_M",
+        "MB": "105",
+        "bits": "6.27",
+        "KL nats": "0.0213",
+        "p99": "0.310",
+        "top-1": "95.1",
+        "KL numbers": "0.0300",
+        "accuracy": "46.0",
+        "difference": "-0.3 [-2.1, 1.4]",
+        "flips": "+11 -12",
+        "tok/s": "100",
+        "first ms": "41",
+        "RAM MB": "312",
+        "verdict": "pass, chosen",
+    }
+    assert cells[1] == ["GGUF Q2_K", "105", *[""] * 11, "refused"]
+    short, _ = gate_cells(data, brief=True)
+    assert set(head) - set(short) == {"p99", "KL numbers", "first ms", "RAM MB"}
+    assert reasons(data) == [
+        "GGUF Q4_K_M: -0.3 points [-2.1, 1.4]: within 3 points",
+        "GGUF Q4_K_M: Q4_K_M in name only",
+        "GGUF Q2_K: run: the process died",
+    ]

@@ -1,0 +1,113 @@
+"""The verdict: what passes, what fails, and what too few items cannot say."""
+
+import pytest
+
+from quant.gate import paired_verdict
+from quant.select import Candidate, choose
+
+
+def items(same: int, gained: int, lost: int, family: str = "f") -> tuple[dict, dict, dict]:
+    """`same` items right on both sides, then the flips."""
+    student, artifact = {}, {}
+    for index in range(same + gained + lost):
+        key = f"{family}-{index}"
+        student[key] = index < same or index >= same + gained
+        artifact[key] = index < same + gained
+    return student, artifact, dict.fromkeys(student, family)
+
+
+def merged(*groups):
+    return tuple({k: v for group in groups for k, v in group[part].items()} for part in range(3))
+
+
+@pytest.mark.parametrize(
+    ("counts", "outcome", "why"),
+    [
+        ((900, 0, 0), "pass", "+0.0 points [0.0, 0.0]: within 3 points"),
+        ((860, 18, 22), "pass", "-0.4 points [-1.6, 0.7]: within 3 points"),
+        ((800, 5, 95), "fail", "-10.0 points [-11.8, -8.3]; f fell beyond 3 points"),
+        (
+            (40, 2, 3),
+            "inconclusive",
+            "-2.2 points [-11.1, 6.7]: the drop may exceed 3 points; "
+            "45 items show drops from 12.1 points",
+        ),
+    ],
+)
+def test_outcomes(counts, outcome, why):
+    verdict = paired_verdict("a", *items(*counts), margin=0.03)
+    assert (verdict.outcome, verdict.why) == (outcome, why)
+    assert (verdict.gained, verdict.lost, verdict.items) == (counts[1], counts[2], sum(counts))
+
+
+def test_a_family_that_fell_fails_though_the_whole_is_within_the_margin():
+    groups = [items(400, 20, 5, "strong"), items(80, 0, 20, "weak")]
+    verdict = paired_verdict("a", *merged(*groups), margin=0.03)
+    assert verdict.difference == pytest.approx(-5 / 525)
+    assert verdict.outcome == "fail"
+    assert verdict.why.endswith("; weak fell beyond 3 points")
+    weak, strong = verdict.families["weak"], verdict.families["strong"]
+    assert (weak.lost, weak.difference) == (20, -0.2)
+    assert weak.p_holm == 2 * weak.p_value
+    assert strong.p_holm == strong.p_value  # the second step of two
+
+
+def test_a_family_s_bad_luck_is_not_a_fall():
+    groups = [items(200, 10, 2, "a"), items(200, 1, 7, "b"), items(200, 5, 6, "c")]
+    verdict = paired_verdict("a", *merged(*groups), margin=0.03)
+    assert verdict.families["b"].p_value == pytest.approx(0.0703, abs=1e-4)
+    assert verdict.outcome == "pass"
+
+
+def test_what_was_not_scored_on_either_side_is_on_neither():
+    student, artifact, families = items(300, 0, 0)
+    student["f-0"], artifact["f-1"] = None, None
+    verdict = paired_verdict("a", student, artifact, families, margin=0.03)
+    assert (verdict.items, verdict.unscored, verdict.outcome) == (298, 2, "pass")
+    del artifact["f-2"], artifact["f-3"]
+    verdict = paired_verdict("a", student, artifact, families, margin=0.03)
+    assert verdict.outcome == "inconclusive"
+    assert verdict.why == "4 of 300 items could not be scored on both sides"
+    assert verdict.difference is None
+
+
+def test_a_second_look_asks_more_of_the_same_answers():
+    once = paired_verdict("a", *items(860, 18, 22), margin=0.03)
+    twice = paired_verdict("a", *items(860, 18, 22), margin=0.03, looks=2)
+    assert twice.low < once.low < once.high < twice.high
+
+
+def candidate(name: str, size: int, rate: float, kl: float, outcome: str = "pass") -> Candidate:
+    return Candidate(
+        name=name,
+        file=f"{name}.gguf",
+        size_bytes=size,
+        tokens_per_s=rate,
+        kl_nats=kl,
+        outcome=outcome,
+    )
+
+
+LADDER = [
+    candidate("F16", 270, 30.0, 0.0001),
+    candidate("Q8", 145, 60.0, 0.002),
+    candidate("Q5", 150, 40.0, 0.02),
+    candidate("Q4", 105, 50.0, 0.05),
+    candidate("Q2", 70, 70.0, 0.9, "fail"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"), [("smallest", "Q4"), ("fastest", "Q8"), ("closest", "F16")]
+)
+def test_the_choice_is_among_those_that_pass(rule, name):
+    choice = choose(LADDER, rule)
+    assert (choice.name, choice.file) == (name, f"{name}.gguf")
+    assert choice.why == f"the {rule} of 4 that pass"
+    assert choice.pareto == ("F16", "Q8", "Q4", "Q2")  # Q5 is larger, slower and farther than Q8
+
+
+def test_nothing_that_passed_is_no_choice():
+    choice = choose([candidate("Q2", 70, 70.0, 0.9, "fail")], "smallest")
+    assert (choice.name, choice.why) == (None, "nothing passed: Q2 fail")
+    assert choose([], "smallest").why == "nothing passed: no artifact is sound"

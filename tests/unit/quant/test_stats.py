@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+
+from quant.stats import (
+    bootstrap_interval,
+    holm,
+    mcnemar_exact,
+    paired,
+    pass_at_k,
+    smallest_detectable_drop,
+    wilson,
+)
+
+
+def test_wilson_matches_the_published_example():
+    # Newcombe 1998, table I: 81 of 263.
+    low, high = wilson(81, 263)
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+
+
+def test_wilson_of_nothing_is_everything():
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_mcnemar_is_a_fair_coin_over_discordant_pairs():
+    assert mcnemar_exact(0, 0) == 1.0
+    assert mcnemar_exact(5, 0) == 2 / 2**5
+    assert mcnemar_exact(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
+
+
+def test_pass_at_k_is_the_unbiased_estimator():
+    assert pass_at_k(4, 0, 4) == 0.0
+    assert pass_at_k(4, 1, 4) == 1.0
+    assert pass_at_k(4, 1, 1) == 0.25
+    assert pass_at_k(10, 3, 2) == pytest.approx(1 - (7 * 6) / (10 * 9))
+
+
+def test_pass_at_k_refuses_too_few_samples():
+    with pytest.raises(ValueError, match="pass@5 of 1 correct in 4 samples"):
+        pass_at_k(4, 1, 5)
+
+
+def test_paired_counts_gains_and_losses_on_the_same_items():
+    result = paired([True, False, False, False], [False, True, True, False])
+    assert (result.items, result.gained, result.lost) == (4, 2, 1)
+    assert result.difference == 0.25
+    assert result.interval.low < 0.25 < result.interval.high
+
+
+def test_paired_refuses_different_lengths():
+    with pytest.raises(ValueError, match="1 and 2 items"):
+        paired([True], [True, False])
+
+
+def test_bootstrap_bounds_are_those_of_the_normal_approximation():
+    low, high = bootstrap_interval(gained=30, lost=45, items=900, confidence=0.95)
+    centre, error = -15 / 900, (75 / 900) ** 0.5 / 900**0.5
+    assert low == pytest.approx(centre - 1.645 * error, abs=6e-4)
+    assert high == pytest.approx(centre + 1.645 * error, abs=6e-4)
+
+
+def test_bootstrap_without_flips_is_a_point():
+    assert bootstrap_interval(0, 0, 50, 0.95) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="bootstrap over 0 items"):
+        bootstrap_interval(0, 0, 0, 0.95)
+
+
+def test_holm_steps_down_and_never_decreases():
+    # Holm 1979: 0.01 x 3, 0.02 x 2, 0.04 x 1, then the running maximum.
+    assert holm({"a": 0.02, "b": 0.01, "c": 0.04}) == pytest.approx(
+        {"b": 0.03, "a": 0.04, "c": 0.04}
+    )
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+def test_the_detectable_drop_is_found_four_times_in_five():
+    drop = smallest_detectable_drop(items=300, discordant_share=0.08)
+    assert drop == pytest.approx(0.0404, abs=5e-4)
+    generator = np.random.default_rng(1)
+    shares = [(0.08 - drop) / 2, (0.08 + drop) / 2, 0.92]
+    draws = generator.multinomial(300, shares, size=4000)
+    differences = (draws[:, 0] - draws[:, 1]) / 300
+    errors = np.sqrt((draws[:, 0] + draws[:, 1]) / 300 / 300)
+    assert np.mean(differences < -1.645 * errors) == pytest.approx(0.8, abs=0.04)
+
+
+def test_more_items_show_smaller_drops():
+    drops = [smallest_detectable_drop(n, 0.1) for n in (50, 300, 1200)]
+    assert drops == sorted(drops, reverse=True)
+    assert smallest_detectable_drop(0, 0.1) == 1.0

@@ -47,7 +47,7 @@ def _dequantize(gguf: Path, folder: Path) -> None:
     packed = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
-    tokenizer = _tokenizer(gguf)
+    tokenizer = gguf_tokenizer(gguf)
     config = packed.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -67,7 +67,7 @@ def _dequantize(gguf: Path, folder: Path) -> None:
         raise DiskError(f"cannot write the student checkpoint to {folder}: {error}") from error
 
 
-def _tokenizer(gguf: Path) -> Any:
+def gguf_tokenizer(gguf: Path) -> Any:
     """The tokenizer of a GGUF as the file describes it.
 
     transformers rebuilds vocabulary and merges, but takes the begin token for the end token, drops

@@ -116,20 +116,21 @@ def _onnx_weights(graph: Any) -> tuple[Counter[str], Counter[str]]:
     weights: Counter[str] = Counter()
     parts: set[str] = set()
     sizes = {t.name: math.prod(t.dims) for t in graph.initializer}
+    reshaped = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Reshape"}
     for node in graph.node:
         options = {a.name: a.i for a in node.attribute}
         if node.op_type == "MatMulNBits":
             name, bits = node.input[1], options["bits"]
             size = options["K"] * options["N"]
         elif node.op_type == "GatherBlockQuantized":
-            name, bits = node.input[0], options.get("bits", 4)
+            name, bits = reshaped.get(node.input[0], node.input[0]), options.get("bits", 4)
             size = sizes[name] * 8 // bits
         else:
             continue
-        if name not in parts:  # embedding and head may share one
+        if name not in parts:  # a tied embedding is the head's weight
             counts[f"int{bits}"] += 1
             weights[f"int{bits}"] += size
-        parts.update(name for name in node.input if name in sizes)
+        parts.update(n for n in (name, *node.input) if n in sizes)
     for tensor in graph.initializer:
         if tensor.name not in parts:
             kind = onnx.TensorProto.DataType.Name(tensor.data_type)

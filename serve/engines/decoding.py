@@ -26,7 +26,10 @@ class Block:
     def _row(self, values: Sequence[Any]) -> torch.Tensor:
         return torch.tensor(values, device=self._model.device)
 
-    def logits(self) -> torch.Tensor:
+    def draw(self, samplings: Sequence[Sampling], position: int) -> list[int]:
+        return draw_tokens(self._logits(), samplings, position)
+
+    def _logits(self) -> torch.Tensor:
         """Logits (B, V) of each row's next token."""
         positions_BT = (self._mask_BT.cumsum(dim=1) - 1).clamp(min=0)
         logits_BTV: torch.Tensor = self._model(
@@ -39,15 +42,14 @@ class Block:
         return logits_BTV[:, -1]
 
     def append(self, tokens: Sequence[int]) -> None:
-        """One token a row, read at the next step."""
         self._ids_BT = self._row(tokens)[:, None]
         self._mask_BT = functional.pad(self._mask_BT, (0, 1), value=1)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone."""
+    def keep(self, rows: Sequence[int]) -> bool:
         kept_K = self._row(rows)
         self._cache.reorder_cache(kept_K)  # every kind of layer has it, and takes fewer rows
         self._ids_BT, self._mask_BT = self._ids_BT[kept_K], self._mask_BT[kept_K]
+        return True
 
 
 def draw_tokens(logits_BV: torch.Tensor, samplings: Sequence[Sampling], position: int) -> list[int]:

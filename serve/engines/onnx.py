@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import count, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import onnxruntime_genai as runtime
 from serve.engines.answer import Answer, chunks
 from serve.engines.base import LogitsTV
 from serve.engines.sampling import pick_token
+from serve.engines.stepping import steps
 from serve.errors import EngineError
 from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenScores
 from serve.template import ChatTemplate
@@ -33,6 +34,31 @@ BLOCK_BATCHES = 16
 def load(path: Path, slots: int = 16, context_tokens: int = 4096) -> OnnxEngine:
     """Open an ONNX folder; at most `slots` rows are decoded at a time."""
     return OnnxEngine(path, slots, context_tokens)
+
+
+class _Rows:
+    """A batch in the runtime. Rows cannot leave it."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+
+    def draw(self, samplings: Sequence[Sampling], position: int) -> list[int]:
+        logits_BV = self._generator.get_logits()[:, -1]
+        self._width = logits_BV.shape[1]
+        return [
+            pick_token(logits_V, sampling, position)
+            for sampling, logits_V in zip(samplings, logits_BV, strict=True)
+        ]
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """The runtime draws by itself, so it is left one choice."""
+        only_B1V = np.full((len(tokens), 1, self._width), -np.inf, dtype=np.float32)
+        only_B1V[np.arange(len(tokens)), 0, tokens] = 0.0
+        self._generator.set_logits(only_B1V)
+        self._generator.generate_next_token()
+
+    def keep(self, rows: Sequence[int]) -> bool:
+        return False
 
 
 class OnnxEngine:
@@ -94,22 +120,7 @@ class OnnxEngine:
         longest = max(request.sampling.max_tokens for request in requests)
         generator = self._generator(len(prompts[0]) + longest, len(prompts))
         generator.append_tokens(np.array(prompts, dtype=np.int32))
-        for position in count():
-            logits_BV = generator.get_logits()[:, -1]
-            drawn = [
-                pick_token(logits_V, answer.request.sampling, position)
-                for answer, logits_V in zip(answers, logits_BV, strict=True)
-            ]
-            for answer, token in zip(answers, drawn, strict=True):
-                if answer.finish is None:
-                    answer.accept(token, token in self._ends, self._context_tokens)
-            yield answers
-            if all(answer.finish for answer in answers):
-                return
-            only_B1V = np.full((len(drawn), 1, logits_BV.shape[1]), -np.inf, dtype=np.float32)
-            only_B1V[np.arange(len(drawn)), 0, drawn] = 0.0
-            generator.set_logits(only_B1V)
-            generator.generate_next_token()
+        yield from steps(_Rows(generator), answers, self._ends, self._context_tokens)
 
     def _generator(self, tokens: int, rows: int = 1) -> Any:
         options = runtime.GeneratorParams(self._model)

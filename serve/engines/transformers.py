@@ -8,7 +8,6 @@ engine: a request's seed means the same everywhere, and no model's generation co
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import count
 from pathlib import Path
 
 import torch
@@ -17,13 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from serve.engines.answer import Answer, chunks
 from serve.engines.attention import GROUPED
 from serve.engines.base import LogitsTV
-from serve.engines.decoding import Block, draw_tokens
+from serve.engines.decoding import Block
+from serve.engines.stepping import steps
 from serve.errors import EngineError
 from serve.hardware import has_cuda, has_fast_bfloat16
 from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenScores
-
-# A smaller block is copied out once this share of its rows, or less, still goes on.
-KEPT_ROWS_SHARE = 0.85
 
 
 def load(
@@ -95,20 +92,7 @@ class TransformersEngine:
             for request, prompt in zip(requests, prompts, strict=True)
         ]
         block = Block(self.model, prompts, self._pad)
-        inside = answers
-        for position in count():
-            drawn = draw_tokens(block.logits(), [a.request.sampling for a in inside], position)
-            for answer, token in zip(inside, drawn, strict=True):
-                if answer.finish is None:
-                    answer.accept(token, token in self._ends, self._context_tokens)
-            yield answers
-            going = [row for row, answer in enumerate(inside) if answer.finish is None]
-            if not going:
-                return
-            if len(going) <= KEPT_ROWS_SHARE * len(inside):
-                block.keep(going)
-                inside, drawn = [inside[row] for row in going], [drawn[row] for row in going]
-            block.append(drawn)
+        yield from steps(block, answers, self._ends, self._context_tokens)
 
     def _prompt(self, request: Request) -> list[int]:
         prompt = self.prompt_ids(request.messages)

@@ -11,7 +11,14 @@ from gguf import GGMLQuantizationType as Kind
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from quant import imatrix
-from quant.sensitivity import Price, allocate, groups_of, overrides_of, price_groups
+from quant.sensitivity import (
+    Price,
+    allocate,
+    groups_of,
+    leave_out_what_is_not_noise,
+    overrides_of,
+    price_groups,
+)
 from serve.errors import DataError, UsageError
 
 
@@ -104,6 +111,8 @@ def write(path: Path, student: LlamaForCausalLM, kind: Kind) -> Path:
 @pytest.fixture
 def priced(tmp_path, monkeypatch):
     monkeypatch.setattr("quant.sensitivity.NARROW_TYPES", ("Q4_1", "Q5_0", "Q8_0"))
+    monkeypatch.setattr("quant.sensitivity.TYPES", ("Q4_1", "Q5_0", "Q8_0"))
+    monkeypatch.setattr("quant.sensitivity.NOISE_LIMIT", 50.0)
     student, ids = model(), [[1, 5, 9, 13, 17, 21], [2, 4, 8, 16, 32, 63]]
     # Half precision exactly, as a checkpoint in bfloat16 nearly always is.
     student.load_state_dict({k: v.half().float() for k, v in student.state_dict().items()})
@@ -142,3 +151,27 @@ def test_a_gguf_of_another_student_is_refused(priced):
         student.model.layers[0].self_attn.q_proj.weight.mul_(2)
     with pytest.raises(DataError, match=r"blk\.0\.attn_q\.weight of the GGUF does not hold"):
         price_groups(student, *rest)
+
+
+def test_a_type_whose_prices_do_not_add_up_is_left_out():
+    nats = {
+        "a": {"Q4_1": 0.001, "Q5_0": 0.02, "Q8_0": 0.0001},
+        "b": {"Q4_1": 0.001, "Q5_0": 0.03, "Q8_0": 0.0001},
+        "wide": {"Q4_K": 0.01},
+    }
+    whole = {"Q4_1": 0.4, "Q5_0": 0.06, "Q8_0": 0.0002, "Q4_K": 0.012}
+    asked = []
+
+    def measured(kind, names):
+        asked.append((kind, names))
+        return whole[kind]
+
+    leave_out_what_is_not_noise(nats, {"a": ["1", "2"], "b": ["3"], "wide": ["4"]}, measured)
+    assert nats == {
+        "a": {"Q5_0": 0.02, "Q8_0": 0.0001},
+        "b": {"Q5_0": 0.03, "Q8_0": 0.0001},
+        "wide": {"Q4_K": 0.01},
+    }
+    assert ("Q4_1", ["1", "2", "3"]) in asked
+    assert ("Q4_K", ["4"]) in asked
+    assert len(asked) == 4

@@ -90,7 +90,9 @@ def price_groups(
         kinds = _types_for(plain[names[0]])
         noise = measured(kinds[0], names)
         errors = {
-            kind: sum(_error(plain[n], files[kind][n], matrix.mean_squares[n]) for n in names)
+            kind: sum(
+                weighted_error(plain[n], files[kind][n], matrix.mean_squares[n]) for n in names
+            )
             for kind in kinds
         }
         nats[group] = {kind: noise * errors[kind] / errors[kinds[0]] for kind in kinds}
@@ -197,7 +199,7 @@ def _values(tensor: Any) -> Weights:
     return values.astype(np.float32, copy=False)
 
 
-def _error(plain: Any, encoded: Any, mean_squares: Weights) -> float:
+def weighted_error(plain: Any, encoded: Any, mean_squares: Weights) -> float:
     """Squared error of the weights, each column weighed by how strongly it is used."""
     difference = _values(plain) - _values(encoded)
     return float((np.square(difference).sum(axis=0, dtype=np.float64) * mean_squares).sum())

@@ -70,8 +70,14 @@ def main(path, ids_path, out):
     context = native.llama_init_from_model(model, options)
     for ids in json.loads(Path(ids_path).read_text()):
         native.llama_memory_clear(native.llama_get_memory(context), True)
-        tokens = (native.llama_token * len(ids))(*ids)
-        assert native.llama_decode(context, native.llama_batch_get_one(tokens, len(ids))) == 0
+        # Logits of every token: the last layer computes what is asked for only.
+        batch = native.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for place, token in enumerate(ids):
+            batch.token[place], batch.pos[place], batch.logits[place] = token, place, 1
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+        assert native.llama_decode(context, batch) == 0
+        native.llama_batch_free(batch)
     np.savez(out, **{name: (sums[name] / counts[name]).astype(np.float32) for name in sums})
 
 

@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 from pipeline.plots import ladder_svg
-from pipeline.report import print_ladder
+from pipeline.report import print_results
 
 
 def main() -> None:
     run = Path(sys.argv[1])
     ladder = json.loads((run / "08-evaluate" / "ladder.json").read_text(encoding="utf-8"))
     Path("docs/ladder.svg").write_text(ladder_svg(ladder), encoding="utf-8")
-    print_ladder(run)
+    print_results(run)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def page(smoke):
 def test_two_columns_answer_the_same_question(page):
     client = Client(page, verbose=False)
     names = {}
-    for index, name in enumerate(("teacher", "student Q4_K_M")):
+    for index, name in enumerate(("teacher", "student GGUF Q4_K_M")):
         reasoning, answer, numbers = client.predict(
             name,
             "State the final answer to the following arithmetic problem: 6 + 3 =",
@@ -49,7 +49,7 @@ def test_two_columns_answer_the_same_question(page):
         assert re.search(r"\d+ tokens · [\d.]+ tokens/s · first token after [\d.]+ s", numbers)
         names[name] = reasoning + answer
     assert "9" in names["teacher"]
-    assert names["student Q4_K_M"]
+    assert names["student GGUF Q4_K_M"]
 
 
 def test_an_empty_question_is_answered_without_a_model(page):
@@ -72,8 +72,8 @@ def test_the_terminal_answers_and_ends(smoke):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "teacher, student Q4_K_M, student Q8_0, student F16" in done.stdout
-    assert "answering: student Q8_0" in done.stdout
+    assert "teacher, student GGUF Q4_K_M, student GGUF Q8_0, student ONNX int8" in done.stdout
+    assert "answering: student GGUF Q8_0" in done.stdout
     assert re.search(r"\d+ tokens, [\d.]+ tokens/s, first after [\d.]+ s", done.stdout)
 
 

@@ -45,8 +45,9 @@ def run(
             f"{len(sides['train'])} training and {len(sides['eval'])} evaluation problems"
         )
     _prove([problem for part in sides.values() for problem in part.values()])
-    for name, part in sides.items():
-        write_records(out / f"{name}.jsonl", sorted(part.values(), key=lambda p: p.key))
+    for name in ("train", "eval", "gate"):
+        problems = sorted(sides[name].values(), key=lambda p: p.key)
+        write_records(out / f"{name}.jsonl", problems)
     return {
         NAMES[name]: dict(sorted(Counter(p.family for p in part.values()).items()))
         for name, part in sides.items()

@@ -47,6 +47,11 @@ class ArtifactRung(Rung):
     path: Path
     engine: str
 
+    @property
+    def sha256(self) -> str:
+        """Of the artifact: hashed once, for its identity."""
+        return self.identity.rpartition(":")[2]
+
 
 def open_checkpoint(folder: Path, options: EvaluateOptions) -> Engine:
     # A block is not refilled as its answers end, so it is larger: 450 against 400 tok/s.

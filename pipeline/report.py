@@ -25,7 +25,6 @@ from pipeline.recipe import Recipe
 from pipeline.records import Trace
 from pipeline.run import Context
 from pipeline.store import read_records, write_file, write_json
-from serve.models import artifact_sha256
 from serve.reasoning import split_reasoning
 
 STAGE_VERSION = 2
@@ -88,7 +87,7 @@ def chat_catalogue(
             "name": f"student {rung.name}",
             "engine": rung.engine,
             "model": f"path:{rung.path.parent.name}/{rung.path.name}",
-            "sha256": artifact_sha256(rung.path),
+            "sha256": rung.sha256,
             "lead": [m.model_dump() for m in student_messages(recipe.student, "")[:-1]],
         }
         for rung in rungs

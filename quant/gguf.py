@@ -83,7 +83,6 @@ class Encoding(Record):
     imatrix: Path | None = None
     overrides: tuple[tuple[str, str], ...] = ()
     metadata: dict[str, str | int] = Field({})
-    pure: bool = False
 
 
 class Job(Record):

@@ -29,7 +29,6 @@ def main(arguments: Sequence[str]) -> int:
     options.ftype = FILE_TYPES[job.encoding.file_type]
     options.nthread = job.threads
     options.allow_requantize = job.requantize
-    options.pure = job.encoding.pure
     # What the options point at must live until the call returns.
     kept = [
         _overrides(job.encoding.overrides),

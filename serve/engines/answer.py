@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from serve.engines.stopping import cut_at_stop, settled_text, stop_index
+from serve.errors import EngineError
 from serve.messages import Chunk, Completion, Finish, Request, Timing
 
 
@@ -53,6 +54,16 @@ class Answer:
             timing=Timing(
                 first_token_s=self.first_token_s, total_s=time.monotonic() - self.started_s
             ),
+        )
+
+
+def check_length(prompt_tokens: int, context_tokens: int, engine: str, request: Request) -> None:
+    """Raises EngineError for a prompt that leaves no room for an answer."""
+    if prompt_tokens >= context_tokens:
+        raise EngineError(
+            f"prompt of {prompt_tokens} tokens does not fit {context_tokens} tokens "
+            f"({engine}, request {request.key})",
+            hint="raise context_tokens",
         )
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serve.engines.answer import Answer, chunks
+from serve.engines.answer import Answer, check_length, chunks
 from serve.engines.base import LogitsTV
 from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
 from serve.engines.sampling import pick_token
@@ -117,12 +117,7 @@ class LlamaCppEngine:
     def _admit(self, slot: int, request: Request) -> _Sequence:
         """Put one prompt into `slot` and draw its first token."""
         prompt = self._prompt(request.messages, request.opening)
-        if prompt.length >= self.model.context_tokens:
-            raise EngineError(
-                f"prompt of {prompt.length} tokens does not fit {self.model.context_tokens} tokens "
-                f"({self.name}, request {request.key})",
-                hint="raise context_tokens",
-            )
+        check_length(prompt.length, self.model.context_tokens, self.name, request)
         sequence = _Sequence(prompt, Answer(request, prompt.length, self._decode))
         logits_V = self._read_prompt(prompt)
         self.model.clear_sequence(slot)

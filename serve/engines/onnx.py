@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as runtime
 
-from serve.engines.answer import Answer, chunks
+from serve.engines.answer import Answer, check_length, chunks
 from serve.engines.base import LogitsTV
 from serve.engines.sampling import pick_token
 from serve.engines.stepping import steps
@@ -131,11 +131,7 @@ class OnnxEngine:
 
     def _prompt(self, request: Request) -> list[int]:
         prompt = self.prompt_ids(request.messages)
-        if len(prompt) >= self._context_tokens:
-            raise EngineError(
-                f"prompt of {len(prompt)} tokens does not fit {self._context_tokens} tokens "
-                f"({self.name}, request {request.key})"
-            )
+        check_length(len(prompt), self._context_tokens, self.name, request)
         return prompt
 
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:

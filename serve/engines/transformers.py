@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from serve.engines.answer import Answer, chunks
+from serve.engines.answer import Answer, check_length, chunks
 from serve.engines.attention import GROUPED
 from serve.engines.base import LogitsTV
 from serve.engines.decoding import Block
@@ -96,11 +96,7 @@ class TransformersEngine:
 
     def _prompt(self, request: Request) -> list[int]:
         prompt = self.prompt_ids(request.messages)
-        if len(prompt) >= self._context_tokens:
-            raise EngineError(
-                f"prompt of {len(prompt)} tokens does not fit {self._context_tokens} tokens "
-                f"({self.name}, request {request.key})"
-            )
+        check_length(len(prompt), self._context_tokens, self.name, request)
         return prompt
 
     def _decode(self, ids: Sequence[int]) -> str:

@@ -13,21 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.catalogue import student_entry
+from pipeline.examine import artifact_rungs
 from pipeline.gate_table import gate_cells
 from pipeline.model_card import markdown_table
-from pipeline.prompts import student_messages
 from pipeline.recipe import Recipe
 from pipeline.run import Context
 from pipeline.store import write_file, write_json
 from quant.bundle import CHECKSUMS, checksums, modelfile, place
 from serve.errors import DataError
-from serve.models import artifact_sha256
-from serve.template import ChatTemplate
+from serve.template import template_of
 
 STAGE_VERSION = 1
 LIBRARIES = ()
-STAGES = {"GGUF": "06-gguf", "ONNX": "07-onnx"}
-ENGINES = {"GGUF": "llama.cpp", "ONNX": "onnxruntime-genai"}
 
 
 def run(config: Recipe, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -35,23 +33,15 @@ def run(config: Recipe, inputs: Mapping[str, Path], out: Path, context: Context)
     gate = json.loads((inputs["09-gate"] / "gate.json").read_text(encoding="utf-8"))
     shutil.rmtree(out)
     out.mkdir()
-    lead = [m.model_dump() for m in student_messages(config.student, "")[:-1]]
+    rungs = {r.path.name: r for r in artifact_rungs(inputs, config.student, config.evaluate)}
     speakers: list[dict[str, Any]] = []
     for kind, choice in sorted(gate["chosen_by_format"].items()):
         if choice["file"] is None:
             continue
-        source = inputs[STAGES[kind]] / choice["file"]
-        name = choice["file"].replace("student", config.run.name, 1)
-        place(source, out / name)
-        speakers.append(
-            {
-                "name": f"student {choice['name']}",
-                "engine": ENGINES[kind],
-                "model": f"path:{name}",
-                "sha256": artifact_sha256(source),
-                "lead": lead,
-            }
-        )
+        rung = rungs[choice["file"]]
+        name = rung.path.name.replace("student", config.run.name, 1)
+        place(rung.path, out / name)
+        speakers.append(student_entry(config.student, rung, name))
         if kind == "GGUF":
             _write_modelfile(config, inputs["04-sft"], name, out, context)
     write_json(out / "chat.json", {"speakers": speakers})
@@ -64,12 +54,9 @@ def run(config: Recipe, inputs: Mapping[str, Path], out: Path, context: Context)
 def _write_modelfile(
     config: Recipe, checkpoint: Path, gguf: str, out: Path, context: Context
 ) -> None:
-    names = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
-    source = (checkpoint / "chat_template.jinja").read_text(encoding="utf-8")
-    end = str(names["eos_token"])
-    template = ChatTemplate(source, str(names.get("bos_token") or ""), end, gguf)
+    template = template_of(checkpoint)
     try:
-        text = modelfile(gguf, template, config.student.system, [end])
+        text = modelfile(gguf, template, config.student.system, [template.end_text])
     except DataError as error:
         context.log.warning("no Modelfile template: %s", error)
         text = f'FROM ./{gguf}\nSYSTEM """{config.student.system}"""\nPARAMETER temperature 0\n'

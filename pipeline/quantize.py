@@ -19,9 +19,10 @@ from pipeline.run import Context
 from pipeline.store import read_records, write_json
 from pipeline.supervise import rendered_ids
 from quant import imatrix
+from quant.budget import allocate, groups_of, overrides_of
 from quant.gguf import Encoding, architecture_of, convert, gguf_name, quantize
 from quant.inspect import inspect_gguf
-from quant.sensitivity import TYPES, allocate, groups_of, overrides_of, price_groups
+from quant.sensitivity import price_groups, rounds_of
 from serve.hardware import cores, has_fast_bfloat16
 from serve.models import file_sha256
 
@@ -85,14 +86,14 @@ def _write_budgets(
     config: GgufOptions, checkpoint: Path, full: Path, plain: Encoding, out: Path
 ) -> None:
     """One file a budget, and `sensitivity.json` with what every group costs in every type."""
-    folder, encoded = full.parent, {}
-    for kind in TYPES:
-        encoded[kind] = folder / gguf_name("whole", kind)
-        everything = plain.model_copy(update={"file_type": "Q8_0", "overrides": ((".*", kind),)})
-        quantize(full, encoded[kind], everything, cores())
+    rounds = []
+    for number, overrides in enumerate(rounds_of(full)):
+        rounds.append(full.with_name(f"round-{number}.gguf"))
+        everything = plain.model_copy(update={"file_type": "Q8_0", "overrides": overrides})
+        quantize(full, rounds[-1], everything, cores())
     matrix = imatrix.read(out / IMATRIX_FILE)
     sequences = _kept_sequences(checkpoint, config.sensitivity_tokens)
-    prices = price_groups(_load(checkpoint, fast=False), full, encoded, matrix, sequences)
+    prices = price_groups(_load(checkpoint, fast=False), full, rounds, matrix, sequences)
     write_json(
         out / "sensitivity.json",
         {g: {k: p._asdict() for k, p in kinds.items()} for g, kinds in prices.items()},

@@ -41,17 +41,25 @@ class Divergence(Record):
 
 
 def log_softmax(logits_TV: LogitsTV) -> LogitsTV:
-    """Natural-log probabilities in float32, summed in float64."""
-    shifted_TV = logits_TV - logits_TV.max(axis=1, keepdims=True)
-    sums_T1 = np.exp(shifted_TV).sum(axis=1, keepdims=True, dtype=np.float64)
-    result: LogitsTV = (shifted_TV - np.log(sums_T1)).astype(np.float32)
+    """Natural-log probabilities in float32."""
+    import torch
+
+    result: LogitsTV = torch.from_numpy(logits_TV).log_softmax(dim=1).numpy()
     return result
 
 
 def kl_nats(reference_TV: LogitsTV, candidate_TV: LogitsTV) -> npt.NDArray[np.float64]:
     """KL(reference || candidate) at each of T positions, from log probabilities (T, V)."""
-    gains_TV = np.exp(reference_TV) * (reference_TV - candidate_TV)
-    sums_T: npt.NDArray[np.float64] = gains_TV.sum(axis=1, dtype=np.float64)
+    import torch
+    from torch.nn import functional
+
+    gains_TV = functional.kl_div(
+        torch.from_numpy(candidate_TV),
+        torch.from_numpy(reference_TV),
+        log_target=True,
+        reduction="none",
+    )
+    sums_T: npt.NDArray[np.float64] = gains_TV.sum(dim=1, dtype=torch.float64).numpy()
     return np.maximum(sums_T, 0.0)
 
 

@@ -7,7 +7,6 @@ archive of the llama-cpp-python that will load the file. Both run as child proce
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tarfile
 from importlib.metadata import version
@@ -15,7 +14,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from serve.errors import DataError, EngineError, UsageError
+from quant.tool import run_tool
+from serve.errors import DataError, UsageError
 from serve.messages import Record
 from serve.models import cache_folder
 
@@ -47,30 +47,13 @@ def gguf_name(name: str, file_type: str) -> str:
 def convert(checkpoint: Path, target: Path) -> None:
     """Write `checkpoint` as an F16 GGUF. Raises EngineError with the converter's last line."""
     source = converter_folder()
-    environment = {**os.environ, "PYTHONPATH": str(source / "gguf-py"), "HF_HUB_OFFLINE": "1"}
-    command = [
-        sys.executable,
-        str(source / "convert_hf_to_gguf.py"),
-        str(checkpoint),
-        "--outfile",
-        str(target),
-        "--outtype",
-        "f16",
-    ]
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=CONVERTER_TIME_LIMIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"converter took over {CONVERTER_TIME_LIMIT_S} s") from error
-    if done.returncode != 0 or not target.exists():
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise EngineError(f"converter ended with {done.returncode}: {lines[-1]}")
+    script = str(source / "convert_hf_to_gguf.py")
+    run_tool(
+        "converter",
+        [sys.executable, script, str(checkpoint), "--outfile", str(target), "--outtype", "f16"],
+        CONVERTER_TIME_LIMIT_S,
+        {"PYTHONPATH": str(source / "gguf-py"), "HF_HUB_OFFLINE": "1"},
+    )
 
 
 class Encoding(Record):
@@ -112,17 +95,10 @@ def quantize(
         source=source, target=partial, encoding=encoding, threads=threads, requantize=requantize
     )
     try:
-        done = subprocess.run(
+        run_tool(
+            f"quantizing to {file_type}",
             [sys.executable, "-m", "quant.quantizer", job.model_dump_json()],
-            capture_output=True,
-            text=True,
-            check=False,
         )
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise EngineError(
-                f"quantizing to {file_type} ended with {done.returncode}: {lines[-1]}"
-            )
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

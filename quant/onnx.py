@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from serve.errors import EngineError, UsageError
+from quant.tool import run_tool
+from serve.errors import UsageError
 
 # Name of a rung -> the builder's precision and extra options. Measured: docs/notes.md, "ONNX".
 PRECISIONS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -43,21 +43,11 @@ def export(checkpoint: Path, target: Path, precision: str, provider: str = "cpu"
             *("-p", name, "-e", provider),
             *(("--extra_options", *extra) if extra else ()),
         ]
-        try:
-            done = subprocess.run(
-                command,
-                env={**os.environ, "HF_HUB_OFFLINE": "1"},
-                capture_output=True,
-                text=True,
-                timeout=BUILDER_TIME_LIMIT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise EngineError(f"ONNX builder took over {BUILDER_TIME_LIMIT_S} s") from error
-        if done.returncode != 0 or not (partial / "model.onnx").exists():
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise EngineError(
-                f"ONNX builder for {precision} ended with {done.returncode}: {lines[-1]}"
-            )
+        run_tool(
+            f"ONNX builder for {precision}",
+            command,
+            BUILDER_TIME_LIMIT_S,
+            {"HF_HUB_OFFLINE": "1"},
+        )
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -26,7 +27,7 @@ SOURCE_LIMIT_CHARACTERS = 200_000
 
 
 class ChatTemplate:
-    """A compiled template; `render` gives the exact prompt text."""
+    """A compiled template; `render` gives the exact prompt text, `end_text` closes a turn."""
 
     def __init__(self, source: str, bos: str = "", eos: str = "", origin: str = "template") -> None:
         if len(source) > SOURCE_LIMIT_CHARACTERS:
@@ -38,7 +39,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        self._origin = origin
+        self._origin, self.end_text = origin, eos
         self._special = {"bos_token": bos, "eos_token": eos}
         try:
             self._template = environment.from_string(source)
@@ -68,6 +69,19 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError, ValueError, RecursionError) as error:
             raise UntrustedFile(f"chat template of {self._origin} fails: {error}") from error
         return "".join(pieces)
+
+
+def template_of(folder: Path) -> ChatTemplate:
+    """The template a tokenizer's files hold. Raises OSError or ValueError where they do not."""
+    source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    names = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    bos, eos = (_text(names.get(key)) for key in ("bos_token", "eos_token"))
+    return ChatTemplate(source, bos, eos, folder.name)
+
+
+def _text(token: Any) -> str:
+    """tokenizer_config.json gives a special token as text, as a record, or not at all."""
+    return str(token["content"] if isinstance(token, dict) else token or "")
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):

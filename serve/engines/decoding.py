@@ -29,6 +29,7 @@ class Block:
     def draw(self, samplings: Sequence[Sampling], position: int) -> list[int]:
         return draw_tokens(self._logits(), samplings, position)
 
+    @torch.inference_mode()
     def _logits(self) -> torch.Tensor:
         """Logits (B, V) of each row's next token."""
         positions_BT = (self._mask_BT.cumsum(dim=1) - 1).clamp(min=0)
@@ -45,6 +46,7 @@ class Block:
         self._ids_BT = self._row(tokens)[:, None]
         self._mask_BT = functional.pad(self._mask_BT, (0, 1), value=1)
 
+    @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> bool:
         kept_K = self._row(rows)
         self._cache.reorder_cache(kept_K)  # every kind of layer has it, and takes fewer rows

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from serve.engines.answer import Answer, check_length, chunks
 from serve.engines.base import LogitsTV
 from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
 from serve.engines.sampling import pick_token
+from serve.engines.scoring import scores_of
 from serve.errors import EngineError
 from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenScores
 
@@ -239,15 +241,8 @@ class LlamaCppEngine:
         prompt = self.prompt_ids(messages)
         ids = self.model.tokenize(completion, special=False)
         logits_TV = self.logits([*prompt, *ids])[len(prompt) - 1 : -1]
-        best_T1 = logits_TV.max(axis=1, keepdims=True)
-        normalizer_T = best_T1[:, 0] + np.log(np.exp(logits_TV - best_T1).sum(axis=1))
-        logprobs_T = logits_TV[np.arange(len(ids)), ids] - normalizer_T
-        lengths = [len(self.model.piece(token)) for token in ids]
-        return TokenScores(
-            ids=tuple(ids),
-            byte_offsets=tuple(int(x) for x in np.cumsum([0, *lengths[:-1]])) if ids else (),
-            logprobs_nats=tuple(float(x) for x in logprobs_T),
-        )
+        ends = accumulate(len(self.model.piece(token)) for token in ids)
+        return scores_of(ids, list(ends), logits_TV)
 
     def logits(self, ids: Sequence[int]) -> LogitsTV:
         if len(ids) > self.model.context_tokens:

@@ -1,34 +1,30 @@
 """ONNX engine: a folder that onnxruntime-genai's builder wrote, in its runtime.
 
 The runtime computes logits and keeps the cache; tokens are drawn here, as in every other engine.
-A batch cannot lose a row there, so a row that ended writes on unread until its batch is over; and
-its padding is attended to, whatever id it has, so only prompts of one length share a batch.
+A conversation runs in onnxruntime-genai, as it will where the folder is used; a batch runs the same
+graph through onnxruntime (`serve/engines/onnx_rows.py`), on a CPU.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime_genai as runtime
 
-from serve.engines.answer import Answer, check_length, chunks
 from serve.engines.base import LogitsTV
+from serve.engines.blocks import BlockEngine
+from serve.engines.onnx_rows import Graph, RaggedRows
 from serve.engines.sampling import pick_token
-from serve.engines.stepping import steps
+from serve.engines.stepping import Rows
 from serve.errors import EngineError
-from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenScores
-from serve.template import ChatTemplate
+from serve.messages import Message, Sampling
+from serve.template import template_of
 
-CONFIG_FILE, TEMPLATE_FILE = "genai_config.json", "chat_template.jinja"
-# The runtime refuses larger batches on a CPU.
-MOST_ROWS = 32
-# A block holds prompts of many lengths: the more it has, the fuller are its batches.
-BLOCK_BATCHES = 16
+CONFIG_FILE, GRAPH_FILE = "genai_config.json", "model.onnx"
 
 
 def load(path: Path, slots: int = 16, context_tokens: int = 4096) -> OnnxEngine:
@@ -36,116 +32,71 @@ def load(path: Path, slots: int = 16, context_tokens: int = 4096) -> OnnxEngine:
     return OnnxEngine(path, slots, context_tokens)
 
 
-class _Rows:
-    """A batch in the runtime. Rows cannot leave it."""
+class _Alone:
+    """One conversation in the runtime."""
 
     def __init__(self, generator: Any) -> None:
         self._generator = generator
 
     def draw(self, samplings: Sequence[Sampling], position: int) -> list[int]:
-        logits_BV = self._generator.get_logits()[:, -1]
-        self._width = logits_BV.shape[1]
-        return [
-            pick_token(logits_V, sampling, position)
-            for sampling, logits_V in zip(samplings, logits_BV, strict=True)
-        ]
+        logits_V = self._generator.get_logits()[0, -1]
+        self._width = len(logits_V)
+        return [pick_token(logits_V, samplings[0], position)]
 
     def append(self, tokens: Sequence[int]) -> None:
         """The runtime draws by itself, so it is left one choice."""
-        only_B1V = np.full((len(tokens), 1, self._width), -np.inf, dtype=np.float32)
-        only_B1V[np.arange(len(tokens)), 0, tokens] = 0.0
-        self._generator.set_logits(only_B1V)
+        only_11V = np.full((1, 1, self._width), -np.inf, dtype=np.float32)
+        only_11V[0, 0, tokens[0]] = 0.0
+        self._generator.set_logits(only_11V)
         self._generator.generate_next_token()
 
     def keep(self, rows: Sequence[int]) -> bool:
         return False
 
 
-class OnnxEngine:
-    """One ONNX folder. Answers in a batch depend on their company by rounding."""
-
-    batch_invariant = False
+class OnnxEngine(BlockEngine):
+    """One ONNX folder."""
 
     def __init__(self, path: Path, slots: int, context_tokens: int) -> None:
-        self.name = f"onnxruntime-genai:{path.name}"
-        self._rows = min(slots, MOST_ROWS)
-        self.block = BLOCK_BATCHES * self._rows
+        self._path = path
+        self._graph: Graph | None = None
         try:
             config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))["model"]
-            template = (path / TEMPLATE_FILE).read_text(encoding="utf-8")
-            names = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+            self._template = template_of(path)
             self._model = runtime.Model(str(path))
             self._tokenizer = runtime.Tokenizer(self._model)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise EngineError(f"{path.name} does not load: {error}") from error
-        ends = config["eos_token_id"]
-        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
-        self._context_tokens = min(context_tokens, int(config["context_length"]))
-        self._template = ChatTemplate(
-            template, _text(names.get("bos_token")), _text(names.get("eos_token")), path.name
+        decoder, ends = config["decoder"], config["eos_token_id"]
+        self._cache_shape = (int(decoder["num_key_value_heads"]), int(decoder["head_size"]))
+        # Elsewhere keys and values lie in the device's memory, and each prompt runs alone.
+        on_cpu = not decoder["session_options"].get("provider_options")
+        super().__init__(
+            f"onnxruntime-genai:{path.name}",
+            slots if on_cpu else 1,
+            ends if isinstance(ends, list) else [ends],
+            min(context_tokens, int(config["context_length"])),
         )
 
     def close(self) -> None:
-        self._model = self._tokenizer = None
+        self._model = self._tokenizer = self._graph = None
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         return self._encode(self._template.render(messages))
 
-    def end_ids(self) -> tuple[int, ...]:
-        return tuple(sorted(self._ends))
+    def _rows(self, prompts: Sequence[list[int]], answer_tokens: int) -> Rows:
+        if len(prompts) > 1:
+            self._graph = self._graph or Graph(self._path / GRAPH_FILE, *self._cache_shape)
+            return RaggedRows(self._graph, prompts, answer_tokens)
+        (prompt,) = prompts
+        generator = self._generator(len(prompt) + answer_tokens)
+        generator.append_tokens(np.array(prompt, dtype=np.int32))
+        return _Alone(generator)
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
-        prompts = {r.key: self._prompt(r) for r in requests}
-        ordered = sorted(requests, key=lambda r: len(prompts[r.key]))
-        for _, group in groupby(ordered, key=lambda r: len(prompts[r.key])):
-            alike = list(group)
-            for start in range(0, len(alike), self._rows):
-                batch = alike[start : start + self._rows]
-                *_, answers = self._steps(batch, [prompts[r.key] for r in batch])
-                yield from [(answer.request.key, answer.completion()) for answer in answers]
-
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
-        request = Request(key="stream", messages=tuple(messages), sampling=sampling)
-        steps = self._steps([request], [self._prompt(request)])
-        yield from chunks(answer for (answer,) in steps)
-
-    def _steps(
-        self, requests: Sequence[Request], prompts: Sequence[list[int]]
-    ) -> Iterator[list[Answer]]:
-        """All answers after each step, until the last one has its end."""
-        answers = [
-            Answer(request, len(prompt), self._decode)
-            for request, prompt in zip(requests, prompts, strict=True)
-        ]
-        longest = max(request.sampling.max_tokens for request in requests)
-        generator = self._generator(len(prompts[0]) + longest, len(prompts))
-        generator.append_tokens(np.array(prompts, dtype=np.int32))
-        yield from steps(_Rows(generator), answers, self._ends, self._context_tokens)
-
-    def _generator(self, tokens: int, rows: int = 1) -> Any:
+    def _generator(self, tokens: int) -> Any:
         options = runtime.GeneratorParams(self._model)
-        options.set_search_options(
-            max_length=min(tokens, self._context_tokens), batch_size=rows, do_sample=False
-        )
+        options.set_search_options(max_length=min(tokens, self._context_tokens), do_sample=False)
         return runtime.Generator(self._model, options)
-
-    def _prompt(self, request: Request) -> list[int]:
-        prompt = self.prompt_ids(request.messages)
-        check_length(len(prompt), self._context_tokens, self.name, request)
-        return prompt
-
-    def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
-        prompt, ids = self.prompt_ids(messages), self._encode(completion)
-        logits_TV = self.logits([*prompt, *ids])[len(prompt) - 1 : -1].astype(np.float64)
-        best_T1 = logits_TV.max(axis=1, keepdims=True)
-        normalizer_T = best_T1[:, 0] + np.log(np.exp(logits_TV - best_T1).sum(axis=1))
-        logprobs_T = logits_TV[np.arange(len(ids)), ids] - normalizer_T
-        lengths = [len(self._decode(ids[: i + 1]).encode()) for i in range(len(ids))]
-        return TokenScores(
-            ids=tuple(ids),
-            byte_offsets=(0, *lengths[:-1]) if ids else (),
-            logprobs_nats=tuple(float(x) for x in logprobs_T),
-        )
 
     def logits(self, ids: Sequence[int]) -> LogitsTV:
         generator = self._generator(len(ids) + 1)
@@ -159,8 +110,3 @@ class OnnxEngine:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(np.array(ids, dtype=np.int32))) if ids else ""
-
-
-def _text(token: Any) -> str:
-    """tokenizer_config.json gives a special token as text, as a record, or not at all."""
-    return str(token["content"] if isinstance(token, dict) else token or "")

@@ -1,6 +1,5 @@
-"""Bytes go where they save most: groups, prices, and the choice within a budget."""
+"""What quantizing a group of tensors costs, measured on a tiny student."""
 
-import re
 from pathlib import Path
 
 import gguf
@@ -11,68 +10,9 @@ from gguf import GGMLQuantizationType as Kind
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from quant import imatrix
-from quant.sensitivity import (
-    Price,
-    allocate,
-    groups_of,
-    leave_out_what_is_not_noise,
-    overrides_of,
-    price_groups,
-)
-from serve.errors import DataError, UsageError
-
-
-def test_groups_are_kinds_in_bands_of_layers():
-    names = [f"blk.{b}.{kind}.weight" for b in range(12) for kind in ("attn_q", "ffn_up")]
-    groups = groups_of([*names, "token_embd.weight"], blocks=12)
-    assert list(groups)[:3] == ["attn_q 0-2", "ffn_up 0-2", "attn_q 3-5"]
-    assert groups["attn_q 9-11"] == tuple(f"blk.{b}.attn_q.weight" for b in (9, 10, 11))
-    assert groups["token_embd.weight"] == ("token_embd.weight",)
-    assert sum(map(len, groups.values())) == 25
-
-
-PRICES = {
-    "fragile": {"Q4": Price(40, 1.0), "Q5": Price(50, 0.2), "Q8": Price(80, 0.01)},
-    "robust": {"Q4": Price(40, 0.05), "Q5": Price(50, 0.02), "Q8": Price(80, 0.001)},
-}
-
-
-@pytest.mark.parametrize(
-    ("budget", "chosen"),
-    [
-        (80, {"fragile": "Q4", "robust": "Q4"}),
-        (90, {"fragile": "Q5", "robust": "Q4"}),
-        (120, {"fragile": "Q8", "robust": "Q4"}),
-        (130, {"fragile": "Q8", "robust": "Q5"}),
-        (160, {"fragile": "Q8", "robust": "Q8"}),
-    ],
-)
-def test_bytes_go_where_they_save_most(budget, chosen):
-    assert allocate(PRICES, budget) == chosen
-
-
-def test_a_type_off_the_hull_is_never_chosen():
-    prices = {"g": {"a": Price(10, 1.0), "waste": Price(20, 0.95), "b": Price(30, 0.1)}}
-    assert [allocate(prices, budget)["g"] for budget in (10, 29, 30)] == ["a", "a", "b"]
-    worse = {"g": {"a": Price(10, 1.0), "larger and worse": Price(20, 1.5)}}
-    assert allocate(worse, 100) == {"g": "a"}
-
-
-def test_a_budget_below_everything_is_refused():
-    with pytest.raises(UsageError, match="79 bytes are too few: the smallest file has 80"):
-        allocate(PRICES, 79)
-
-
-def test_a_pattern_matches_its_group_and_nothing_else():
-
-    ((pattern, kind),) = overrides_of(
-        {"g": "Q5_0"}, {"g": ("blk.1.attn_q.weight", "output.weight")}
-    )
-    assert kind == "Q5_0"
-    assert re.search(pattern, "blk.1.attn_q.weight")
-    assert re.search(pattern, "output.weight")
-    for other in ("blk.11.attn_q.weight", "blk.1xattn_q.weight", "token_output.weight"):
-        assert not re.search(pattern, other)
+from quant.gguf import Encoding, quantize
+from quant.sensitivity import price_groups, rounds_of, without_bias
+from serve.errors import DataError
 
 
 def model() -> LlamaForCausalLM:
@@ -110,17 +50,14 @@ def write(path: Path, student: LlamaForCausalLM, kind: Kind) -> Path:
 
 @pytest.fixture
 def priced(tmp_path, monkeypatch):
-    monkeypatch.setattr("quant.sensitivity.NARROW_TYPES", ("Q4_1", "Q5_0", "Q8_0"))
-    monkeypatch.setattr("quant.sensitivity.TYPES", ("Q4_1", "Q5_0", "Q8_0"))
     monkeypatch.setattr("quant.sensitivity.NOISE_LIMIT", 50.0)
     student, ids = model(), [[1, 5, 9, 13, 17, 21], [2, 4, 8, 16, 32, 63]]
     # Half precision exactly, as a checkpoint in bfloat16 nearly always is.
     student.load_state_dict({k: v.half().float() for k, v in student.state_dict().items()})
     full = write(tmp_path / "full.gguf", student, Kind.F16)
-    encoded = {
-        kind: write(tmp_path / f"{kind}.gguf", student, Kind[kind])
-        for kind in ("Q4_1", "Q5_0", "Q8_0")
-    }
+    encoded = [
+        write(tmp_path / f"{kind}.gguf", student, Kind[kind]) for kind in ("Q4_1", "Q5_0", "Q8_0")
+    ]
     matrix = imatrix.collect(student, ids, "llama", "here")
     before = {name: value.clone() for name, value in student.state_dict().items()}
     prices = price_groups(student, full, encoded, matrix, ids)
@@ -160,18 +97,41 @@ def test_a_type_whose_prices_do_not_add_up_is_left_out():
         "wide": {"Q4_K": 0.01},
     }
     whole = {"Q4_1": 0.4, "Q5_0": 0.06, "Q8_0": 0.0002, "Q4_K": 0.012}
-    asked = []
-
-    def measured(kind, names):
-        asked.append((kind, names))
-        return whole[kind]
-
-    leave_out_what_is_not_noise(nats, {"a": ["1", "2"], "b": ["3"], "wide": ["4"]}, measured)
-    assert nats == {
+    assert without_bias(nats, whole) == {
         "a": {"Q5_0": 0.02, "Q8_0": 0.0001},
         "b": {"Q5_0": 0.03, "Q8_0": 0.0001},
         "wide": {"Q4_K": 0.01},
     }
-    assert ("Q4_1", ["1", "2", "3"]) in asked
-    assert ("Q4_K", ["4"]) in asked
-    assert len(asked) == 4
+
+
+def test_a_round_writes_every_tensor_in_one_of_its_types(tmp_path):
+    """The real quantizer, on rows that divide by 256 and rows that do not."""
+    path = tmp_path / "full.gguf"
+    writer = gguf.GGUFWriter(path, arch="llama")
+    values = np.random.default_rng(0).normal(size=(64, 256)).astype(np.float16)
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(96)
+    writer.add_feed_forward_length(256)
+    writer.add_head_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tensor("blk.0.ffn_down.weight", values)
+    writer.add_tensor("blk.0.ffn_up.weight", values[:, :96].copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = []
+    for number, overrides in enumerate(rounds_of(path)):
+        target = tmp_path / f"{number}.gguf"
+        quantize(path, target, Encoding(file_type="Q8_0", overrides=overrides), threads=1)
+        types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(target).tensors}
+        found.append((types["blk.0.ffn_down.weight"], types["blk.0.ffn_up.weight"]))
+    assert found == [
+        ("Q3_K", "IQ4_NL"),
+        ("IQ4_XS", "Q4_1"),
+        ("Q4_K", "Q5_0"),
+        ("Q5_K", "Q5_1"),
+        ("Q6_K", "Q8_0"),
+        ("Q8_0", "Q8_0"),
+    ]

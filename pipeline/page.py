@@ -1,0 +1,157 @@
+"""The report as one self-contained HTML page. Shows what the stages recorded, computes nothing."""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import Any
+
+from pipeline import plots
+from pipeline.examine import SFT
+from pipeline.gate_table import gate_cells, reasons
+from pipeline.ladder_table import ladder_cells
+from pipeline.recipe import Recipe
+from pipeline.records import Trace
+from serve.reasoning import split_reasoning
+
+SHOWN_TRACES = 3
+
+STYLE = """
+:root{color-scheme:light dark}
+body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.9rem}
+th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #8884;vertical-align:top}
+th:first-child,td:first-child{text-align:left}
+figure{margin:1.5rem 0;background:#fff;border-radius:6px;padding:.5rem;overflow-x:auto}
+figure svg{max-width:100%;height:auto;display:block}
+pre{white-space:pre-wrap;background:#8881;padding:.6rem;border-radius:6px;overflow-x:auto}
+.note{color:#777;font-size:.9rem}.scroll{overflow-x:auto}
+"""
+
+
+def page(
+    recipe: Recipe,
+    ladder: dict[str, Any],
+    gate: dict[str, Any],
+    counts: dict[str, Any],
+    losses: list[dict[str, float]],
+    traces: list[Trace],
+) -> str:
+    """Ladder, artifacts, families, form, training, traces, recipe."""
+    head, cells = ladder_cells(ladder)
+    k = ladder["k"]
+    parts = [
+        f"<h1>Run {html.escape(recipe.run.name)}</h1>",
+        f"<p>Teacher <code>{html.escape(recipe.teacher.model)}</code>, student "
+        f"<code>{html.escape(recipe.student.model)}</code>. {ladder['items']} evaluation items "
+        "that no training problem equals; every rung answered the same ones.</p>",
+        "<h2>Ladder</h2>",
+        f"<figure>{plots.ladder_svg(ladder)}</figure>",
+        _table(head, cells),
+        "<p class=note>accuracy: greedy, with its 95 % Wilson interval. vs base: paired difference "
+        f"in points; p: exact McNemar. pass@1 and pass@{k}: unbiased, {k} samples at temperature "
+        f"{recipe.evaluate.temperature} on the first {recipe.evaluate.k_items} items. "
+        "no answer: no answer found, or cut at the token limit.</p>",
+        "<h2>Artifacts</h2>",
+        f"<p>Each file in its own runtime, beside the {SFT} on the same items; a drop of up to "
+        f"{gate['margin_points']:g} points may be shipped. Chosen: "
+        f"<b>{html.escape(gate['chosen']['file'] or 'none')}</b>, "
+        f"{html.escape(gate['chosen']['why'])}.</p>",
+        _table(*gate_cells(gate)),
+        "<ul class=note>" + "".join(f"<li>{html.escape(r)}</li>" for r in reasons(gate)) + "</ul>",
+        f"<p class=note>bits: of a weight, as the file holds them. KL(student || file) along "
+        f"{recipe.gate.divergence_tokens} tokens of held-out answers; top-1: both prefer one. "
+        "difference: paired, in points, with bootstrap bounds; flips: wrong to right, right to "
+        "wrong. tok/s and first: one conversation alone; RAM: the whole process.</p>",
+        "<h2>By family</h2>",
+        f"<figure>{plots.families_svg(ladder)}</figure>",
+        _table(*_family_cells(ladder)),
+        "<h2>Form and length</h2>",
+        _table(*_form_cells(ladder)),
+        f"<figure>{plots.lengths_svg(ladder)}</figure>",
+        "<h2>Training</h2>",
+        f"<p>{counts['04-sft']['examples']} examples, "
+        f"{counts['04-sft']['supervised_tokens']} supervised tokens over "
+        f"{recipe.sft.epochs} epochs, {counts['04-sft']['dropped_too_long']} dropped as too "
+        "long.</p>",
+        f"<figure>{plots.loss_svg(losses)}</figure>",
+        "<h2>Traces</h2>",
+        f"<p>{counts['02-traces']['traces']} traces, "
+        f"{counts['02-traces']['completion_tokens']} tokens of the teacher.</p>",
+        _table(*_curated_cells(counts["03-curated"])),
+        *_shown(traces),
+        "<h2>Recipe</h2>",
+        f"<pre>{html.escape(json.dumps(recipe.model_dump(mode='json'), indent=2))}</pre>",
+    ]
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width,initial-scale=1'>"
+        f"<title>Retort: {html.escape(recipe.run.name)}</title><style>{STYLE}</style>"
+        + "\n".join(parts)
+        + "</html>\n"
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<div class=scroll><table><tr>{top}</tr>{body}</table></div>"
+
+
+def _family_cells(ladder: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    families = sorted({name for row in ladder["rows"] for name in row["families"]})
+    rows = []
+    for row in ladder["rows"]:
+        cells = [row["name"]]
+        for family in families:
+            part = row["families"].get(family)
+            cells.append(
+                f"{100 * part['accuracy']:.0f} "
+                f"[{100 * part['interval'][0]:.0f}, {100 * part['interval'][1]:.0f}]"
+                if part
+                else "not scored"
+            )
+        rows.append(cells)
+    return ["rung", *families], rows
+
+
+def _form_cells(ladder: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    names = ("format_failures", "truncated", "unclosed_reasoning", "loops", "unscored")
+    head = ["rung", "items", *(n.replace("_", " ") for n in names), "mean tokens"]
+    rows = [
+        [row["name"], str(row["items"]), *(str(row[n]) for n in names), f"{row['mean_tokens']:.1f}"]
+        for row in ladder["rows"]
+    ]
+    return head, rows
+
+
+def _curated_cells(counts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    kept, dropped = counts["kept"], counts["dropped"]
+    reasons = sorted({reason for by_reason in dropped.values() for reason in by_reason})
+    rows = [
+        [
+            family,
+            str(kept.get(family, 0)),
+            *(str(dropped.get(family, {}).get(r, 0)) for r in reasons),
+        ]
+        for family in sorted(kept.keys() | dropped.keys())
+    ]
+    return ["family", "kept", *(r.replace("_", " ") for r in reasons)], rows
+
+
+def _shown(traces: list[Trace]) -> list[str]:
+    """A few traces, right and wrong, as the teacher wrote them."""
+    parts = []
+    for passed, title in ((True, "Right"), (False, "Wrong")):
+        chosen = [t for t in traces if t.verdict.passed is passed][:SHOWN_TRACES]
+        for trace in chosen:
+            split = split_reasoning(trace.completion.text)
+            parts.append(
+                f"<details><summary>{title}: {html.escape(trace.problem.question)}</summary>"
+                f"<pre>{html.escape(split.reasoning or split.answer)}</pre>"
+                f"<p class=note>reference {html.escape(trace.problem.answer)}, read as "
+                f"{html.escape(str(trace.verdict.extracted))}</p></details>"
+            )
+    return parts

@@ -1,0 +1,32 @@
+"""Runs somebody else's program as a child, and says in one line why it failed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from serve.errors import EngineError
+
+
+def run_tool(
+    name: str,
+    command: Sequence[str],
+    timeout_s: float | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Raises EngineError with the last line of `command`'s stderr, or when it takes too long."""
+    try:
+        done = subprocess.run(
+            command,
+            env={**os.environ, **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"{name} took over {timeout_s:g} s") from error
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise EngineError(f"{name} ended with {done.returncode}: {lines[-1]}")

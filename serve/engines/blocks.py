@@ -1,0 +1,83 @@
+"""What engines have in common that answer a block of prompts side by side, row by row.
+
+An engine says how its prompts become rows, and how text becomes ids and back; the order of work,
+the end rules, the stream and the scores are here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+
+from serve.engines.answer import Answer, check_length, chunks
+from serve.engines.base import LogitsTV
+from serve.engines.scoring import scores_of
+from serve.engines.stepping import Rows, steps
+from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenScores
+
+
+class BlockEngine(ABC):
+    """At most `block` requests at a time. Answers depend on their company by rounding."""
+
+    batch_invariant = False
+
+    def __init__(self, name: str, block: int, ends: Collection[int], context_tokens: int) -> None:
+        self.name, self.block = name, block
+        self._ends = frozenset(ends)
+        self._context_tokens = context_tokens
+
+    @abstractmethod
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]: ...
+
+    @abstractmethod
+    def logits(self, ids: Sequence[int]) -> LogitsTV: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
+    def _rows(self, prompts: Sequence[list[int]], answer_tokens: int) -> Rows:
+        """Read the prompts; at most `answer_tokens` will be written after each."""
+
+    @abstractmethod
+    def _encode(self, text: str) -> list[int]: ...
+
+    @abstractmethod
+    def _decode(self, ids: Sequence[int]) -> str: ...
+
+    def end_ids(self) -> tuple[int, ...]:
+        return tuple(sorted(self._ends))
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
+        """Prompts of like length share a block, so that little is padded."""
+        prompts = {r.key: self._prompt(r) for r in requests}
+        ordered = sorted(requests, key=lambda r: len(prompts[r.key]))
+        for start in range(0, len(ordered), self.block):
+            block = ordered[start : start + self.block]
+            *_, answers = self._steps(block, [prompts[r.key] for r in block])
+            yield from [(answer.request.key, answer.completion()) for answer in answers]
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
+        request = Request(key="stream", messages=tuple(messages), sampling=sampling)
+        yield from chunks(answer for (answer,) in self._steps([request], [self._prompt(request)]))
+
+    def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
+        prompt, ids = self.prompt_ids(messages), self._encode(completion)
+        ends = [len(self._decode(ids[: i + 1]).encode()) for i in range(len(ids))]
+        return scores_of(ids, ends, self.logits([*prompt, *ids])[len(prompt) - 1 : -1])
+
+    def _prompt(self, request: Request) -> list[int]:
+        prompt = self.prompt_ids(request.messages)
+        check_length(len(prompt), self._context_tokens, self.name, request)
+        return prompt
+
+    def _steps(
+        self, requests: Sequence[Request], prompts: Sequence[list[int]]
+    ) -> Iterator[list[Answer]]:
+        """All answers after each step, until the last one has its end."""
+        answers = [
+            Answer(request, len(prompt), self._decode)
+            for request, prompt in zip(requests, prompts, strict=True)
+        ]
+        longest = max(request.sampling.max_tokens for request in requests)
+        yield from steps(self._rows(prompts, longest), answers, self._ends, self._context_tokens)

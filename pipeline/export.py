@@ -1,7 +1,8 @@
 """Stage 07: the student's checkpoint becomes ONNX folders.
 
-Reads `04-sft`; writes `student-PRECISION/`, each with model, tokenizer and template. Judging what
-they kept is the task of the evaluation and the gate.
+Reads `04-sft`; writes `student-PRECISION/`, each with model, tokenizer and template, four-bit
+weights rounded on the student's own kept traces. Judging what they kept is the task of the
+evaluation and the gate.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.calibration import kept_sequences, load_student
 from pipeline.recipe import OnnxOptions
 from pipeline.run import Context
 from quant.onnx import export
+from quant.round_onnx import round_again
 from serve.models import folder_bytes
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LIBRARIES = ("onnxruntime-genai", "onnx", "onnx-ir", "torch", "transformers")
 NAME = "student"
 
@@ -27,8 +30,14 @@ def run(
     """Write one folder a precision. Raises EngineError when one cannot be made."""
     for old in out.glob(f"{NAME}-*"):
         shutil.rmtree(old)
-    with context.progress.bar("exporting", len(config.precisions)) as bar:
+    rounding = "int4" in config.precisions and config.gptq_tokens > 0
+    steps = len(config.precisions) + rounding
+    with context.progress.bar("exporting", steps) as bar:
         for precision in config.precisions:
             export(inputs["04-sft"], out / f"{NAME}-{precision}", precision, config.provider)
+            bar.advance(1)
+        if rounding:
+            sequences = kept_sequences(inputs["04-sft"], config.gptq_tokens)
+            round_again(out / f"{NAME}-int4", load_student(inputs["04-sft"]), sequences)
             bar.advance(1)
     return {"size_bytes": {p.name: folder_bytes(p) for p in sorted(out.glob(f"{NAME}-*"))}}

@@ -2,7 +2,8 @@
 
 Reads `04-sft`; writes `student-TYPE.gguf`, `student-Bbpw.gguf` for a budget of B bits a weight, and
 `imatrix.gguf`, the importance matrix of the student on its own kept traces, which every quantized
-file is written with. Judging what the files kept is the task of the evaluation and the gate.
+file is written with, before GPTQ rounds its weights on the same traces. Judging what the files kept
+is the task of the evaluation and the gate.
 """
 
 from __future__ import annotations
@@ -13,20 +14,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.calibration import kept_sequences, load_student
 from pipeline.recipe import GgufOptions
-from pipeline.records import Example
 from pipeline.run import Context
-from pipeline.store import read_records, write_json
-from pipeline.supervise import rendered_ids
+from pipeline.store import write_json
 from quant import imatrix
 from quant.budget import allocate, groups_of, overrides_of
 from quant.gguf import Encoding, architecture_of, convert, gguf_name, quantize
 from quant.inspect import inspect_gguf
+from quant.round_gguf import round_again
 from quant.sensitivity import price_groups, rounds_of
-from serve.hardware import cores, has_fast_bfloat16
+from serve.hardware import cores
 from serve.models import file_sha256
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 LIBRARIES = ("llama-cpp-python", "gguf", "torch", "transformers")
 NAME, FULL = "student", "F16"
 IMATRIX_FILE = "imatrix.gguf"
@@ -42,12 +43,14 @@ def run(
     checkpoint = inputs["04-sft"]
     with (
         tempfile.TemporaryDirectory(dir=out, prefix=".f16-") as folder,
-        context.progress.bar("quantizing", 2 + len(config.types) + 4 * len(config.bits)) as bar,
+        context.progress.bar("quantizing", 4 + len(config.types) + 4 * len(config.bits)) as bar,
     ):
         full = Path(folder) / gguf_name(NAME, FULL)
         convert(checkpoint, full)
         bar.advance(1)
-        plain = _with_imatrix(config, checkpoint, full, out)
+        fitted = bool(config.imatrix_tokens or config.gptq_tokens)
+        model = load_student(checkpoint) if fitted else None
+        plain = _encoding(config, model, checkpoint, full, out)
         bar.advance(1)
         for kind in config.types:
             if kind != FULL:
@@ -58,23 +61,27 @@ def run(
         if config.bits:
             _write_budgets(config, checkpoint, full, plain, out)
             bar.advance(4 * len(config.bits))
+        files = sorted(out.glob(f"{NAME}-*.gguf"))
+        if config.gptq_tokens:
+            round_again(files, full, model, kept_sequences(checkpoint, config.gptq_tokens))
+        bar.advance(2)
         if FULL in config.types:
             os.replace(full, out / gguf_name(NAME, FULL))
     files = sorted(out.glob(f"{NAME}-*.gguf"))
     return {"size_bytes": {f.name: f.stat().st_size for f in files}}
 
 
-def _with_imatrix(config: GgufOptions, checkpoint: Path, full: Path, out: Path) -> Encoding:
-    """What all quantized files have in common: the importance matrix, and where it is from."""
+def _encoding(config: GgufOptions, model: Any, checkpoint: Path, full: Path, out: Path) -> Encoding:
+    """What all quantized files have in common: the importance matrix, and what they say of it."""
+    metadata: dict[str, str | int] = {"retort.gptq.tokens": config.gptq_tokens}
     if not config.imatrix_tokens:
-        return Encoding(file_type=FULL)
-    model = _load(checkpoint, fast=True)
-    sequences = _kept_sequences(checkpoint, config.imatrix_tokens)
+        return Encoding(file_type=FULL, metadata=metadata)
+    sequences = kept_sequences(checkpoint, config.imatrix_tokens)
     matrix = imatrix.collect(model, sequences, architecture_of(full), DATASET)
     path = out / IMATRIX_FILE
     imatrix.write(matrix, path)
     # The first key is llama.cpp's own; its strings end at 127 bytes.
-    metadata: dict[str, str | int] = {
+    metadata |= {
         "quantize.imatrix.dataset": DATASET,
         "retort.imatrix.tokens": matrix.tokens,
         "retort.imatrix.sha256": file_sha256(path),
@@ -91,9 +98,12 @@ def _write_budgets(
         rounds.append(full.with_name(f"round-{number}.gguf"))
         everything = plain.model_copy(update={"file_type": "Q8_0", "overrides": overrides})
         quantize(full, rounds[-1], everything, cores())
+    model = load_student(checkpoint, fast=False)
+    if config.gptq_tokens:
+        round_again(rounds, full, model, kept_sequences(checkpoint, config.gptq_tokens))
     matrix = imatrix.read(out / IMATRIX_FILE)
-    sequences = _kept_sequences(checkpoint, config.sensitivity_tokens)
-    prices = price_groups(_load(checkpoint, fast=False), full, rounds, matrix, sequences)
+    sequences = kept_sequences(checkpoint, config.sensitivity_tokens)
+    prices = price_groups(model, full, rounds, matrix, sequences)
     write_json(
         out / "sensitivity.json",
         {g: {k: p._asdict() for k, p in kinds.items()} for g, kinds in prices.items()},
@@ -107,27 +117,3 @@ def _write_budgets(
             update={"file_type": "Q8_0", "overrides": overrides_of(chosen, groups)}
         )
         quantize(full, out / gguf_name(NAME, f"{bits:g}bpw"), encoding, cores())
-
-
-def _load(checkpoint: Path, fast: bool) -> Any:
-    """The student in bfloat16 where that is fast, or in float32."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    dtype = torch.bfloat16 if fast and has_fast_bfloat16() else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
-    return model.eval()
-
-
-def _kept_sequences(checkpoint: Path, tokens: int) -> list[list[int]]:
-    """Kept traces as trained on, in the order of their keys, which is as good as chance."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-    sequences: list[list[int]] = []
-    examples = read_records(checkpoint / "examples.jsonl", Example)
-    for example in sorted(examples, key=lambda e: e.key):
-        sequences.append(rendered_ids(example, tokenizer))
-        if sum(map(len, sequences)) >= tokens:
-            break
-    return sequences

@@ -123,7 +123,10 @@ class GgufOptions(Record):
         ("F16", "Q8_0", "Q6_K", "Q4_K_M", "Q4_0"), min_length=1, description="one file each"
     )
     imatrix_tokens: int = Field(
-        8192, ge=0, le=100_000_000, description="of kept traces, for the importance matrix; 0: none"
+        4096, ge=0, le=100_000_000, description="of kept traces, for the importance matrix; 0: none"
+    )
+    gptq_tokens: int = Field(
+        8192, ge=0, le=100_000_000, description="of kept traces, to round on; 0: llama.cpp's own"
     )
     overrides: tuple[TensorOverride, ...] = Field((), description="in every file of `types`")
     bits: tuple[float, ...] = Field(
@@ -145,6 +148,9 @@ class OnnxOptions(Record):
         ("int8", "int4"), description="one folder each"
     )
     provider: Literal["cpu", "cuda", "dml"] = Field("cpu", description="what will run them")
+    gptq_tokens: int = Field(
+        8192, ge=0, le=100_000_000, description="of kept traces, to round int4 on; 0: builder's own"
+    )
 
 
 class EvaluateOptions(Record):

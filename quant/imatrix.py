@@ -8,7 +8,7 @@ tools read it too. Quantizers spend their precision on the columns that matter.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,19 +42,25 @@ def collect(
     if not any(sequences):
         raise DataError("an importance matrix needs tokens, none given")
     names = gguf_names(model, architecture)
-    with torch.inference_mode(), _squares(model, names) as sums:
+    with torch.inference_mode(), inputs_watched(model, names, _squares) as watched:
         for ids in sequences:
             states_TD = model.base_model(
                 input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False
             ).last_hidden_state[0]
             # The head reads these; running it over the vocabulary would tell nothing more.
-            sums[_head_name(model)] += states_TD.double().pow(2).sum(dim=0).cpu().numpy()
+            watched.sums[head_name(model)] += _squares(states_TD)
+    sums = watched.sums | {name: watched.sums[first] for name, first in watched.same.items()}
     tokens = sum(map(len, sequences))
     means = {name: (total / tokens).astype(np.float32) for name, total in sorted(sums.items())}
     return ImportanceMatrix(means, tokens, dataset)
 
 
-def _head_name(model: Any) -> str:
+def _squares(inputs_TC: Any) -> Any:
+    return inputs_TC.double().pow(2).sum(dim=0).cpu().numpy()
+
+
+def head_name(model: Any) -> str:
+    """GGUF name of the weight that reads the last hidden states."""
     tied = model.config.get_text_config().tie_word_embeddings
     return "token_embd.weight" if tied else "output.weight"
 
@@ -80,15 +86,29 @@ def gguf_names(model: Any, architecture: str) -> dict[str, str]:
     return {name: f"{known}.weight" for name, known in named.items()}
 
 
+class Watched(NamedTuple):
+    """Sums by GGUF name; `same`: a weight whose inputs are those of another, which has the sum."""
+
+    sums: defaultdict[str, Any]
+    same: dict[str, str]
+
+
 @contextmanager
-def _squares(model: Any, names: Mapping[str, str]) -> Iterator[defaultdict[str, Any]]:
-    """Sums of squared inputs by GGUF name, while the context is open."""
-    sums: defaultdict[str, Any] = defaultdict(float)
+def inputs_watched(
+    model: Any, names: Mapping[str, str], measure: Callable[[Any], Any]
+) -> Iterator[Watched]:
+    """Adds up `measure` of each named module's inputs (T, C) while the context is open."""
+    watched = Watched(defaultdict(float), {})
+    last: tuple[Any, str] = (None, "")
 
     def watch(name: str) -> Any:
         def add(_module: Any, inputs: tuple[Any, ...]) -> None:
-            columns_TD = inputs[0].flatten(0, -2)
-            sums[name] += columns_TD.double().pow(2).sum(dim=0).cpu().numpy()
+            nonlocal last
+            if inputs[0] is last[0]:
+                watched.same[name] = last[1]
+                return
+            last = (inputs[0], name)
+            watched.sums[name] += measure(inputs[0].flatten(0, -2))
 
         return add
 
@@ -97,7 +117,7 @@ def _squares(model: Any, names: Mapping[str, str]) -> Iterator[defaultdict[str, 
         for module, name in names.items()
     ]
     try:
-        yield sums
+        yield watched
     finally:
         for hook in hooks:
             hook.remove()

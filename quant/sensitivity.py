@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.budget import Price, groups_of, overrides_of
-from quant.imatrix import ImportanceMatrix, gguf_names
+from quant.imatrix import ImportanceMatrix, gguf_names, head_name
 from serve.errors import DataError
 
 # One round writes every tensor once: rows that divide by 256 in the first type, others in the
@@ -166,9 +166,7 @@ def _weights_by_name(model: Any, architecture: str) -> dict[str, Any]:
         name: model.get_submodule(module).weight
         for module, name in gguf_names(model, architecture).items()
     }
-    head = model.get_output_embeddings().weight
-    tied = model.config.get_text_config().tie_word_embeddings
-    return {**weights, "token_embd.weight" if tied else "output.weight": head}
+    return {**weights, head_name(model): model.get_output_embeddings().weight}
 
 
 def values_of(tensor: Any) -> Weights:

@@ -4,7 +4,10 @@ Tiny random weights under the tokenizer and template of the embedded teacher (Qw
 is tested is how each architecture is converted, rendered and run, not what it knows.
 """
 
+import logging
+import shutil
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from pipeline.recipe import find_recipe, load_recipe
+from pipeline import export as export_stage
+from pipeline import quantize as quantize_stage
+from pipeline.progress import Progress
+from pipeline.recipe import GgufOptions, OnnxOptions, find_recipe, load_recipe
+from pipeline.records import Example
+from pipeline.run import Context
 from pipeline.student import gguf_tokenizer
 from quant import imatrix
 from quant.divergence import HeldOut
@@ -79,15 +87,19 @@ def reference(student, tmp_path_factory):
         return reference_of(engine, asked, held_out, tmp_path_factory.mktemp("reference"))
 
 
+def proof(path: Path, engine: str, reference, exact: bool = False):
+    return prove(
+        path,
+        lambda: load_in_child(engine, path=path, slots=4, context_tokens=1024),
+        reference,
+        exact,
+    )
+
+
 def test_a_gguf_of_it_computes_what_the_checkpoint_computes(student, reference, tmp_path):
     path = tmp_path / "student-F16.gguf"
     convert(student, path)
-    found = prove(
-        path,
-        lambda: load_in_child("llama.cpp", path=path, slots=4, context_tokens=1024),
-        reference,
-        exact=True,
-    )
+    found = proof(path, "llama.cpp", reference, exact=True)
     assert found.fault is None
     assert found.divergence["all"].top1_share > 0.95
 
@@ -95,14 +107,69 @@ def test_a_gguf_of_it_computes_what_the_checkpoint_computes(student, reference, 
 def test_an_onnx_folder_of_it_computes_what_the_checkpoint_computes(student, reference, tmp_path):
     folder = tmp_path / "student-fp32"
     export(student, folder, "fp32")
-    found = prove(
-        folder,
-        lambda: load_in_child("onnxruntime-genai", path=folder, slots=4, context_tokens=1024),
-        reference,
-        exact=True,
-    )
+    found = proof(folder, "onnxruntime-genai", reference, exact=True)
     assert found.fault is None
     assert found.divergence["all"].mean_nats < 1e-4
+
+
+@pytest.fixture
+def with_examples(student, tmp_path):
+    """The checkpoint as the training stage leaves it: with the examples it was trained on."""
+    folder = tmp_path / "04-sft"
+    shutil.copytree(student, folder)
+    turns = ({"role": "system", "content": "Think."},)
+    examples = [
+        Example(
+            key=str(n),
+            family="sums",
+            prompt=(*turns, {"role": "user", "content": f"{n} + {7 * n} ="}),
+            completion=f"{n} + {7 * n} = {8 * n}, so {8 * n}",
+        )
+        for n in range(40)
+    ]
+    lines = "".join(example.model_dump_json() + "\n" for example in examples)
+    (folder / "examples.jsonl").write_text(lines)
+    return folder
+
+
+CONTEXT = Context(seed=1, progress=Progress(), log=logging.getLogger("test"))
+
+
+def test_gguf_files_rounded_on_its_traces_are_nearer_to_it(with_examples, reference, tmp_path):
+    nats, sizes = {}, {}
+    for name, gptq_tokens, bits in (("plain", 0, ()), ("ours", 1000, (6.0,))):
+        out = tmp_path / name
+        out.mkdir()
+        options = GgufOptions(
+            types=("F16", "Q4_0"),
+            imatrix_tokens=1000,
+            gptq_tokens=gptq_tokens,
+            bits=bits,
+            sensitivity_tokens=64,
+        )
+        quantize_stage.run(options, {"04-sft": with_examples}, out, CONTEXT)
+        for path in out.glob("student-*.gguf"):
+            found = proof(path, "llama.cpp", reference)
+            assert found.fault is None, path.name
+            nats[name, path.stem] = found.divergence["all"].mean_nats
+            sizes[name, path.stem] = found.inspection.bits_per_weight
+    assert nats["ours", "student-Q4_0"] < 0.8 * nats["plain", "student-Q4_0"]
+    assert sizes["ours", "student-Q4_0"] == sizes["plain", "student-Q4_0"]
+    assert sizes["ours", "student-6bpw"] <= 6.0
+    assert nats["ours", "student-6bpw"] < nats["ours", "student-Q4_0"]
+
+
+def test_an_onnx_folder_rounded_on_its_traces_is_nearer_to_it(with_examples, reference, tmp_path):
+    nats = {}
+    for name, gptq_tokens in (("plain", 0), ("ours", 1000)):
+        out = tmp_path / name
+        out.mkdir()
+        options = OnnxOptions(precisions=("int4",), gptq_tokens=gptq_tokens)
+        export_stage.run(options, {"04-sft": with_examples}, out, CONTEXT)
+        found = proof(out / "student-int4", "onnxruntime-genai", reference)
+        assert found.fault is None
+        nats[name] = found.divergence["all"].mean_nats
+    assert nats["ours"] < 0.8 * nats["plain"]
 
 
 def test_its_importance_matrix_reaches_every_tensor(student, reference, tmp_path):

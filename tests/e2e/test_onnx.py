@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.calibration import kept_sequences, load_student
 from pipeline.recipe import find_recipe, load_recipe
 from quant.inspect import inspect
 from quant.onnx import export
 from quant.proof import prove
+from quant.round_onnx import round_again
 from serve.engines.child import load_in_child
 from serve.errors import DataError, EngineError, UsageError
 from serve.messages import Message, Request, Sampling
@@ -68,6 +70,18 @@ def test_int8_is_near_and_says_what_it_holds(int8, reference):
     assert found.divergence["all"].mean_nats < 0.05
     assert found.inspection.types["int8"] > 100
     assert found.inspection.end_tokens == (2,)
+
+
+def test_int4_rounded_on_kept_traces_is_nearer_than_the_builders_own(smoke, reference, tmp_path):
+    folder = tmp_path / "student-int4"
+    export(smoke.root / "04-sft", folder, "int4")
+    before = proof(folder, reference)
+    model = load_student(smoke.root / "04-sft")
+    round_again(folder, model, kept_sequences(smoke.root / "04-sft", 2048))
+    after = proof(folder, reference)
+    assert after.fault is None
+    assert after.divergence["all"].mean_nats < 0.5 * before.divergence["all"].mean_nats
+    assert after.inspection == before.inspection
 
 
 def test_a_stream_says_what_generate_says(engine):

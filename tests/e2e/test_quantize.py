@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.quantize import _kept_sequences
+from pipeline.calibration import kept_sequences
 from pipeline.recipe import find_recipe, load_recipe
 from quant import imatrix
 from quant.gguf import Encoding, quantize
@@ -50,7 +50,7 @@ def proof(path: Path, reference, exact: bool = False):
 
 def test_the_importance_matrix_is_the_one_llama_cpp_computes(smoke, full, tmp_path):
     checkpoint = smoke.root / "04-sft"
-    sequences = _kept_sequences(checkpoint, 400)
+    sequences = kept_sequences(checkpoint, 400)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     ours = imatrix.collect(model, sequences, "llama", "kept traces").mean_squares
     (tmp_path / "ids.json").write_text(json.dumps(sequences))
@@ -89,6 +89,17 @@ def test_a_matrix_of_its_own_traces_spares_the_columns_that_are_used(full, matri
     assert len(names) == 60
     errors = [sum(weighted_error(exact[n], file[n], used[n]) for n in names) for file in written]
     assert errors[1] < 0.9 * errors[0]
+
+
+def test_a_file_rounded_on_kept_traces_is_nearer_than_llama_cpps_own(
+    smoke, full, reference, tmp_path
+):
+    ours, plain = smoke.root / "06-gguf" / "student-Q4_K_M.gguf", tmp_path / "plain.gguf"
+    quantize(full, plain, Encoding(file_type="Q4_K_M"), 2)
+    assert ours.stat().st_size == pytest.approx(plain.stat().st_size, rel=0.01)
+    nats = [proof(path, reference).divergence["all"].mean_nats for path in (ours, plain)]
+    assert nats[0] < 0.5 * nats[1]
+    assert inspect_gguf(ours).metadata["retort.gptq.tokens"] == 2048
 
 
 def test_the_f16_file_computes_what_the_checkpoint_computes(full, reference):

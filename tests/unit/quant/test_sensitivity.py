@@ -104,23 +104,10 @@ def test_a_type_whose_prices_do_not_add_up_is_left_out():
     }
 
 
-def test_a_round_writes_every_tensor_in_one_of_its_types(tmp_path):
+def test_a_round_writes_every_tensor_in_one_of_its_types(full_gguf, tmp_path):
     """The real quantizer, on rows that divide by 256 and rows that do not."""
-    path = tmp_path / "full.gguf"
-    writer = gguf.GGUFWriter(path, arch="llama")
-    values = np.random.default_rng(0).normal(size=(64, 256)).astype(np.float16)
-    writer.add_block_count(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(96)
-    writer.add_feed_forward_length(256)
-    writer.add_head_count(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tensor("blk.0.ffn_down.weight", values)
-    writer.add_tensor("blk.0.ffn_up.weight", values[:, :96].copy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    values = np.random.default_rng(0).normal(size=(64, 256))
+    path = full_gguf({"blk.0.ffn_down.weight": values, "blk.0.ffn_up.weight": values[:, :96]})
     found = []
     for number, overrides in enumerate(rounds_of(path)):
         target = tmp_path / f"{number}.gguf"

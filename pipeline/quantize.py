@@ -30,6 +30,8 @@ from serve.models import file_sha256
 STAGE_VERSION = 3
 LIBRARIES = ("llama-cpp-python", "gguf", "torch", "transformers")
 NAME, FULL = "student", "F16"
+# Rounding again moves its divergence from 0.0004 to 0.0003 nats: not worth the time.
+FINE = (gguf_name(NAME, "Q8_0"),)
 IMATRIX_FILE = "imatrix.gguf"
 DATASET = "kept traces, chat template applied"
 
@@ -61,9 +63,9 @@ def run(
         if config.bits:
             _write_budgets(config, checkpoint, full, plain, out)
             bar.advance(4 * len(config.bits))
-        files = sorted(out.glob(f"{NAME}-*.gguf"))
-        if config.gptq_tokens:
-            round_again(files, full, model, kept_sequences(checkpoint, config.gptq_tokens))
+        coarse = sorted(p for p in out.glob(f"{NAME}-*.gguf") if p.name not in FINE)
+        if coarse and config.gptq_tokens:
+            round_again(coarse, full, model, kept_sequences(checkpoint, config.gptq_tokens))
         bar.advance(2)
         if FULL in config.types:
             os.replace(full, out / gguf_name(NAME, FULL))

@@ -164,5 +164,8 @@ def _inverse_root(moments_CC: Any) -> InverseRoot:
     order_C = torch.argsort(diagonal_C, descending=True)
     wide_CC = moments_CC.double()[order_C][:, order_C]
     wide_CC.diagonal().add_(float(DAMPING * diagonal_C.mean()) or 1.0)
-    inverse_CC = torch.cholesky_inverse(torch.linalg.cholesky(wide_CC))
-    return InverseRoot(order_C, torch.linalg.cholesky(inverse_CC, upper=True).float())
+    # Factored from the last column on, the moments are R R^T with R upper, so U is R's inverse.
+    lower_CC = torch.linalg.cholesky(wide_CC.flip(0, 1))
+    identity_CC = torch.eye(len(lower_CC), dtype=lower_CC.dtype)
+    inverse_CC = torch.linalg.solve_triangular(lower_CC, identity_CC, upper=False)
+    return InverseRoot(order_C, inverse_CC.flip(0, 1).float())

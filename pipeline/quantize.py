@@ -57,8 +57,7 @@ def run(
         for kind in config.types:
             if kind != FULL:
                 overrides = tuple((o.pattern, o.type) for o in config.overrides)
-                encoding = plain.model_copy(update={"file_type": kind, "overrides": overrides})
-                quantize(full, out / gguf_name(NAME, kind), encoding, cores())
+                _write(full, out / gguf_name(NAME, kind), config, plain, kind, overrides)
             bar.advance(1)
         if config.bits:
             _write_budgets(config, checkpoint, full, plain, out)
@@ -73,17 +72,31 @@ def run(
     return {"size_bytes": {f.name: f.stat().st_size for f in files}}
 
 
+def _write(
+    full: Path,
+    path: Path,
+    config: GgufOptions,
+    plain: Encoding,
+    file_type: str,
+    overrides: tuple[tuple[str, str], ...],
+) -> None:
+    """One file of the student, which says what it will be rounded on."""
+    rounded_on = 0 if path.name in FINE else config.gptq_tokens
+    metadata = {**plain.metadata, "retort.gptq.tokens": rounded_on}
+    changes = {"file_type": file_type, "overrides": overrides, "metadata": metadata}
+    quantize(full, path, plain.model_copy(update=changes), cores())
+
+
 def _encoding(config: GgufOptions, model: Any, checkpoint: Path, full: Path, out: Path) -> Encoding:
     """What all quantized files have in common: the importance matrix, and what they say of it."""
-    metadata: dict[str, str | int] = {"retort.gptq.tokens": config.gptq_tokens}
     if not config.imatrix_tokens:
-        return Encoding(file_type=FULL, metadata=metadata)
+        return Encoding(file_type=FULL)
     sequences = kept_sequences(checkpoint, config.imatrix_tokens)
     matrix = imatrix.collect(model, sequences, architecture_of(full), DATASET)
     path = out / IMATRIX_FILE
     imatrix.write(matrix, path)
     # The first key is llama.cpp's own; its strings end at 127 bytes.
-    metadata |= {
+    metadata: dict[str, str | int] = {
         "quantize.imatrix.dataset": DATASET,
         "retort.imatrix.tokens": matrix.tokens,
         "retort.imatrix.sha256": file_sha256(path),
@@ -115,7 +128,5 @@ def _write_budgets(
     kept_apart = report.unquantized_bytes
     for bits in config.bits:
         chosen = allocate(prices, int(bits * report.weights / 8) - kept_apart)
-        encoding = plain.model_copy(
-            update={"file_type": "Q8_0", "overrides": overrides_of(chosen, groups)}
-        )
-        quantize(full, out / gguf_name(NAME, f"{bits:g}bpw"), encoding, cores())
+        path = out / gguf_name(NAME, f"{bits:g}bpw")
+        _write(full, path, config, plain, "Q8_0", overrides_of(chosen, groups))

@@ -106,10 +106,10 @@ def quantize(
 
 def architecture_of(path: Path) -> str:
     """`general.architecture` of a GGUF. Raises DataError for a file that is none."""
-    from gguf import GGUFReader
+    from quant.gguf_reader import TensorReader
 
     try:
-        return str(GGUFReader(path).fields["general.architecture"].contents())
+        return str(TensorReader(path).fields["general.architecture"].contents())
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise DataError(f"{path.name} is not a GGUF: {error}") from error
 

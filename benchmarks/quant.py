@@ -1,6 +1,6 @@
 """What the quantized files of a run keep, beside llama.cpp's plain ones, and what proving it costs.
 
-    python -m benchmarks.quant runs/default [--items 150]
+    python -m benchmarks.quant runs/default [--items 150] [--bits 5.5]
 
 Divergence of every file along the same held-out answers; one GGUF asked in a batch and one request
 at a time; the time a gate of the run's artifacts took.
@@ -18,9 +18,12 @@ from pathlib import Path
 from benchmarks.machine import describe
 from pipeline.examine import artifact_rungs
 from pipeline.gate import reference_for
+from pipeline.progress import Progress
 from pipeline.prompts import student_messages
+from pipeline.quantize import run as quantize_stage
 from pipeline.recipe import Recipe
 from pipeline.records import Problem
+from pipeline.run import Context
 from pipeline.store import read_records
 from quant.divergence import Divergence
 from quant.gguf import Encoding, quantize
@@ -45,7 +48,7 @@ def divergence(path: Path, reference: Reference) -> dict[str, Divergence]:
     return proof.divergence
 
 
-def plain_beside_ours(full: Path, folder: Path, reference: Reference, out: Path) -> None:
+def plain_beside_ours(full: Path, folders: list[Path], reference: Reference, out: Path) -> None:
     """llama.cpp's plain file, ours, and every other file of the run, smallest first."""
     print("file                     MB   bits   KL nats   p99    top-1   KL numbers")
     rows = {}
@@ -53,7 +56,8 @@ def plain_beside_ours(full: Path, folder: Path, reference: Reference, out: Path)
         path = out / f"plain-{kind}.gguf"
         quantize(full, path, Encoding(file_type=kind), cores())
         rows[f"plain {kind}"] = path
-    rows |= {f"ours {p.stem.partition('-')[2]}": p for p in folder.glob("student-*.gguf")}
+    for folder in folders:
+        rows |= {f"ours {p.stem.partition('-')[2]}": p for p in folder.glob("student-*.gguf")}
     nats: dict[str, float] = {}
     for name, path in sorted(rows.items(), key=lambda row: row[1].stat().st_size):
         found = divergence(path, reference)
@@ -67,6 +71,20 @@ def plain_beside_ours(full: Path, folder: Path, reference: Reference, out: Path)
     for kind in COMPARED:
         ratio = nats[f"ours {kind}"] / nats[f"plain {kind}"]
         print(f"{kind}: {ratio:.2f} of the plain file's divergence (target {RATIO_TARGET})")
+
+
+def budgets(bits: list[float], recipe: Recipe, root: Path, out: Path) -> list[Path]:
+    """A folder with one file a budget, as the quantizing stage writes it."""
+    if not bits:
+        return []
+    (out / "budgets").mkdir()
+    options = recipe.gguf.model_copy(update={"types": ("Q8_0",), "bits": tuple(bits)})
+    context = Context(seed=recipe.run.seed, progress=Progress())
+    started_s = time.monotonic()
+    quantize_stage(options, {"04-sft": root / "04-sft"}, out / "budgets", context)
+    print(f"budgets {bits}: written in {time.monotonic() - started_s:.0f} s")
+    (out / "budgets" / "student-Q8_0.gguf").unlink()
+    return [out / "budgets"]
 
 
 def batch_beside_single(recipe: Recipe, path: Path, problems: list[Problem]) -> None:
@@ -116,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quant")
     parser.add_argument("run", type=Path)
     parser.add_argument("--items", type=int, default=150)
+    parser.add_argument("--bits", type=float, nargs="*", default=[])
     options = parser.parse_args()
     root: Path = options.run
     recipe = Recipe.model_validate_json((root / "recipe.json").read_text(encoding="utf-8"))
@@ -126,11 +145,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = (recipe.student, recipe.evaluate, recipe.gate)
         reference = reference_for(config, inputs, Path(folder))
-        plain_beside_ours(full, root / "06-gguf", reference, Path(folder))
+        ours = [root / "06-gguf", *budgets(options.bits, recipe, root, Path(folder))]
+        plain_beside_ours(full, ours, reference, Path(folder))
     problems = list(read_records(root / "01-problems" / "eval.jsonl", Problem))[: options.items]
     rungs = artifact_rungs(inputs, recipe.student, recipe.evaluate)
-    smallest = min((r for r in rungs if r.engine == "llama.cpp"), key=lambda r: r.size_bytes or 0)
-    batch_beside_single(recipe, smallest.path, problems)
+    for rung in rungs:
+        if rung.engine == "llama.cpp" and rung.name != "GGUF F16":
+            batch_beside_single(recipe, rung.path, problems)
     print(describe("llama-cpp-python"))
 
 

@@ -80,28 +80,32 @@ def artifact_rungs(
     def size(path: Path) -> int:
         return folder_bytes(path) if path.is_dir() else path.stat().st_size
 
-    kinds = (("GGUF", "llama.cpp", "06-gguf"), ("ONNX", "onnxruntime-genai", "07-onnx"))
     return [
         ArtifactRung(
             name=f"{format_name} {path.name.removesuffix('.gguf').partition('-')[2]}",
-            identity=f"{engine}:{artifact_sha256(path)}",
+            identity=f"{engine_for(path)}:{artifact_sha256(path)}",
             size_bytes=size(path),
-            open=_opener(engine, path, options.slots, options),
-            open_alone=_opener(engine, path, ALONE_SLOTS, options),
+            open=_opener(path, options.slots, options),
+            open_alone=_opener(path, ALONE_SLOTS, options),
             messages=lambda p: student_messages(student, p.question),
             path=path,
-            engine=engine,
+            engine=engine_for(path),
         )
-        for format_name, engine, stage in kinds
+        for format_name, stage in (("GGUF", "06-gguf"), ("ONNX", "07-onnx"))
         for path in sorted(inputs[stage].glob("student-*"), key=lambda p: (-size(p), p.name))
     ]
 
 
-def _opener(
-    engine: str, path: Path, slots: int, options: EvaluateOptions
-) -> Callable[[], ChildEngine]:
+def engine_for(artifact: Path) -> str:
+    """The runtime an artifact was written for."""
+    if artifact.is_file():
+        return "llama.cpp"
+    return "onnxruntime-genai" if (artifact / "genai_config.json").exists() else "onnxruntime"
+
+
+def _opener(path: Path, slots: int, options: EvaluateOptions) -> Callable[[], ChildEngine]:
     return lambda: load_in_child(
-        engine,
+        engine_for(path),
         path=path,
         slots=slots,
         context_tokens=CONTEXT_TOKENS,

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.calibration import kept_sequences, load_student
 from pipeline.recipe import OnnxOptions
 from pipeline.run import Context
-from quant.onnx import export
+from quant import onnx, optimum
 from quant.round_onnx import round_again
 from serve.models import folder_bytes
 
@@ -30,11 +30,16 @@ def run(
     """Write one folder a precision. Raises EngineError when one cannot be made."""
     for old in out.glob(f"{NAME}-*"):
         shutil.rmtree(old)
-    rounding = "int4" in config.precisions and config.gptq_tokens > 0
+    built = config.exporter == "genai"
+    rounding = built and "int4" in config.precisions and config.gptq_tokens > 0
     steps = len(config.precisions) + rounding
     with context.progress.bar("exporting", steps) as bar:
         for precision in config.precisions:
-            export(inputs["04-sft"], out / f"{NAME}-{precision}", precision, config.provider)
+            folder = out / f"{NAME}-{precision}"
+            if built:
+                onnx.export(inputs["04-sft"], folder, precision, config.provider)
+            else:
+                optimum.export(inputs["04-sft"], folder, precision)
             bar.advance(1)
         if rounding:
             sequences = kept_sequences(inputs["04-sft"], config.gptq_tokens)

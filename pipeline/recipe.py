@@ -147,10 +147,19 @@ class OnnxOptions(Record):
     precisions: tuple[Literal["fp32", "fp16", "int8", "int4"], ...] = Field(
         ("int8", "int4"), description="one folder each"
     )
+    exporter: Literal["genai", "optimum"] = Field(
+        "genai", description="optimum: for architectures that onnxruntime-genai's builder lacks"
+    )
     provider: Literal["cpu", "cuda", "dml"] = Field("cpu", description="what will run them")
     gptq_tokens: int = Field(
         8192, ge=0, le=100_000_000, description="of kept traces, to round int4 on; 0: builder's own"
     )
+
+    @model_validator(mode="after")
+    def _optimum_writes_for_the_cpu(self) -> OnnxOptions:
+        if self.exporter == "optimum" and (self.provider != "cpu" or "fp16" in self.precisions):
+            raise ValueError("exporter optimum writes fp32, int8 and int4 for provider cpu")
+        return self
 
 
 class EvaluateOptions(Record):

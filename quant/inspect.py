@@ -61,31 +61,44 @@ def inspect_onnx(folder: Path) -> Inspection:
     from google.protobuf.message import DecodeError
 
     try:
-        config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
+        architecture, blocks, ends = _onnx_config(folder)
         graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
         data_bytes = _external_bytes(folder, graph)
         template = _text_of(folder / "chat_template.jinja")
     except (OSError, ValueError, KeyError, DecodeError) as error:
         raise DataError(f"{folder.name} is not a whole ONNX model: {error}") from error
     counts, weights = _onnx_weights(graph)
-    ends = config["eos_token_id"]
     total = sum(weights.values())
     return Inspection(
         file=folder.name,
         size_bytes=sum(p.stat().st_size for p in folder.iterdir()),
-        blocks=int(config["decoder"]["num_hidden_layers"]),
+        blocks=blocks,
         weights=total,
         unquantized_bytes=4 * weights["FLOAT"],
         bits_per_weight=round(8 * data_bytes / total, 3),
         types=dict(counts),
         shares={kind: round(n / total, 4) for kind, n in weights.most_common()},
-        architecture=str(config["type"]),
+        architecture=architecture,
         tokenizer="tokenizer.json",
         template_sha256=hashlib.sha256(template.encode()).hexdigest() if template else None,
-        end_tokens=tuple(ends) if isinstance(ends, list) else (int(ends),),
+        end_tokens=ends,
         metadata={},
         warnings=() if template else ("no chat template",),
     )
+
+
+def _onnx_config(folder: Path) -> tuple[str, int, tuple[int, ...]]:
+    """Architecture, layers and end tokens, of the builder's folder or of optimum's."""
+    own = folder / "genai_config.json"
+    if own.exists():
+        config = json.loads(own.read_text(encoding="utf-8"))["model"]
+        kind, blocks, ends = config["type"], config["decoder"]["num_hidden_layers"], config
+    else:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind, blocks = config["model_type"], config["num_hidden_layers"]
+        ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    tokens = ends["eos_token_id"]
+    return str(kind), int(blocks), tuple(tokens) if isinstance(tokens, list) else (int(tokens),)
 
 
 def _text_of(path: Path) -> str | None:

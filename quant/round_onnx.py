@@ -31,8 +31,8 @@ class _Node(NamedTuple):
 def round_again(folder: Path, model: Any, sequences: Sequence[Sequence[int]]) -> None:
     """Rewrite the codes in `folder`, exported from the checkpoint that `model` holds in torch.
 
-    `sequences` are the token ids it is watched on. Nodes that pack other modules than the
-    checkpoint's, or one by one, stay as they are.
+    `sequences` are the token ids it is watched on. Nodes whose modules the checkpoint lacks, or
+    whose last block is padded, stay as they are.
     """
     nodes = _nodes(folder, model)
     for names, root in inverse_roots(model, {name: name for name in nodes}, sequences):
@@ -50,8 +50,9 @@ def _nodes(folder: Path, model: Any) -> dict[str, _Node]:
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     nodes: dict[str, _Node] = {}
     for node in graph.node:
-        bits = {a.name: a.i for a in node.attribute}.get("bits")
-        modules = _modules(node.input[1].partition(".MatMul")[0]) if bits == 4 else []
+        options = {a.name: a.i for a in node.attribute}
+        whole = options.get("bits") == 4 and options["K"] % options["block_size"] == 0
+        modules = _modules(node.input[1].partition(".MatMul")[0]) if whole else []
         if modules and all(_has(model, name) for name in modules):
             arrays = [_array(folder, initializers[name]) for name in node.input[1:4] if name]
             weights = [model.get_submodule(n).weight.detach().float().numpy() for n in modules]

@@ -14,6 +14,7 @@ from serve.errors import UsageError
 ENGINES = {
     "llama.cpp": "serve.engines.llama_cpp",
     "onnxruntime-genai": "serve.engines.onnx",
+    "onnxruntime": "serve.engines.onnx_plain",
     "transformers": "serve.engines.transformers",
     "http": "serve.engines.http",
 }

@@ -152,9 +152,15 @@ def cut(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def every_weight_lost(folder: Path) -> None:
+    path = folder / "model.onnx.data"
+    path.write_bytes(bytes(path.stat().st_size))
+
+
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
+        (every_weight_lost, r"divergence: \d+\.\d+ nats from the student, limit 1\.0"),
         (swapped_template, r"parity: conversation 0, token \d+: student"),
         (wrong_end_token, r"parity: token 2 ends the student and not the artifact"),
         (cut, r"inspect: student-int8 is not a whole ONNX model: .* ends at byte \d+ of a file"),

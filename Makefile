@@ -11,7 +11,7 @@ BIN := .venv/bin
 LLAMA := $(shell sed -n 's/^llama-cpp-python==//p' constraints.txt)
 FLAGS := $(shell sh scripts/llama_flags.sh)
 WHEELS := $(CACHE)/wheels/llama_cpp_python-$(LLAMA)-$(shell printf '%s' '$(FLAGS)' | cksum | cut -d' ' -f1)
-OPTIMUM := $(CACHE)/optimum-$(shell sed -n 's/^optimum-onnx==//p' optimum.txt)
+OPTIMUM := $(CACHE)/optimum-$(shell sed -n 's/^RELEASE = "\(.*\)"/\1/p' quant/optimum.py)
 SDIST := $(CACHE)/sdist/llama_cpp_python-$(LLAMA).tar.gz
 # vLLM brings pins of its own, which the CPU set would contradict.
 CONSTRAINTS := $(if $(filter cuda,$(EXTRA)),,-c constraints.txt)

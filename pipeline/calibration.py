@@ -8,15 +8,15 @@ from typing import Any
 from pipeline.records import Example
 from pipeline.store import read_records
 from pipeline.supervise import rendered_ids
-from serve.hardware import has_fast_bfloat16
+from serve.hardware import cpu_has_fast_bfloat16
 
 
 def load_student(checkpoint: Path, fast: bool = True) -> Any:
-    """In bfloat16 where that is fast, or in float32."""
+    """On the CPU, in bfloat16 where that is fast, else in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = torch.bfloat16 if fast and has_fast_bfloat16() else torch.float32
+    dtype = torch.bfloat16 if fast and cpu_has_fast_bfloat16() else torch.float32
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
     return model.eval()
 

@@ -25,9 +25,10 @@ from pipeline.tasks.judge import Judge
 from pipeline.teacher import open_teacher, teacher_identity
 from serve.messages import Message
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 LIBRARIES = (
     "llama-cpp-python",
+    "onnxruntime",
     "onnxruntime-genai",
     "transformers",
     "torch",

@@ -20,7 +20,7 @@ from quant.round_onnx import round_again
 from serve.models import folder_bytes
 
 STAGE_VERSION = 2
-LIBRARIES = ("onnxruntime-genai", "onnx", "onnx-ir", "torch", "transformers")
+LIBRARIES = ("onnxruntime", "onnxruntime-genai", "onnx", "onnx-ir", "torch", "transformers")
 NAME = "student"
 
 
@@ -28,8 +28,8 @@ def run(
     config: OnnxOptions, inputs: Mapping[str, Path], out: Path, context: Context
 ) -> dict[str, Any]:
     """Write one folder a precision. Raises EngineError when one cannot be made."""
-    for old in out.glob(f"{NAME}-*"):
-        shutil.rmtree(old)
+    shutil.rmtree(out)
+    out.mkdir()
     built = config.exporter == "genai"
     rounding = built and "int4" in config.precisions and config.gptq_tokens > 0
     steps = len(config.precisions) + rounding

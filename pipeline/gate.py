@@ -28,9 +28,10 @@ from quant.proof import Proof, Reference, prove, reference_of
 from quant.select import Candidate, choose
 from serve.engines import load_engine
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LIBRARIES = (
     "llama-cpp-python",
+    "onnxruntime",
     "onnxruntime-genai",
     "gguf",
     "transformers",

@@ -69,6 +69,26 @@ def page(
         "<h2>Form and length</h2>",
         _table(*_form_cells(ladder)),
         f"<figure>{plots.lengths_svg(ladder)}</figure>",
+        *_training(recipe, counts, losses, traces),
+        "<h2>Recipe</h2>",
+        f"<pre>{html.escape(json.dumps(recipe.model_dump(mode='json'), indent=2))}</pre>",
+    ]
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width,initial-scale=1'>"
+        f"<title>Retort: {html.escape(recipe.run.name)}</title><style>{STYLE}</style>"
+        + "\n".join(parts)
+        + "</html>\n"
+    )
+
+
+def _training(
+    recipe: Recipe,
+    counts: dict[str, Any],
+    losses: list[dict[str, float]],
+    traces: list[Trace],
+) -> list[str]:
+    return [
         "<h2>Training</h2>",
         f"<p>{counts['04-sft']['examples']} examples, "
         f"{counts['04-sft']['supervised_tokens']} supervised tokens over "
@@ -80,16 +100,7 @@ def page(
         f"{counts['02-traces']['completion_tokens']} tokens of the teacher.</p>",
         _table(*_curated_cells(counts["03-curated"])),
         *_shown(traces),
-        "<h2>Recipe</h2>",
-        f"<pre>{html.escape(json.dumps(recipe.model_dump(mode='json'), indent=2))}</pre>",
     ]
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width,initial-scale=1'>"
-        f"<title>Retort: {html.escape(recipe.run.name)}</title><style>{STYLE}</style>"
-        + "\n".join(parts)
-        + "</html>\n"
-    )
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

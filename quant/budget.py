@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from serve.errors import UsageError
+from serve.errors import DataError, UsageError
 
 BANDS = 5
 
@@ -40,8 +40,12 @@ def allocate(prices: Mapping[str, Mapping[str, Price]], budget_bytes: int) -> di
     """A type a group: from the smallest up, always the step that saves most nats a byte.
 
     Steps go along each group's lower convex hull, where greedy is optimal up to the last step.
-    Raises UsageError when the smallest file is over the budget.
+    Raises UsageError when the smallest file is over the budget, DataError for a group without
+    types.
     """
+    bare = [group for group, options in prices.items() if not options]
+    if bare:
+        raise DataError(f"no tensor type suits {bare[0]} of this student")
     hulls = {group: _hull(options) for group, options in prices.items()}
     at = dict.fromkeys(hulls, 0)
     spent = sum(hull[0][1].size_bytes for hull in hulls.values())

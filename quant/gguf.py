@@ -53,6 +53,7 @@ def convert(checkpoint: Path, target: Path) -> None:
         [sys.executable, script, str(checkpoint), "--outfile", str(target), "--outtype", "f16"],
         CONVERTER_TIME_LIMIT_S,
         {"PYTHONPATH": str(source / "gguf-py"), "HF_HUB_OFFLINE": "1"},
+        target,
     )
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from gguf import GGUFReader, GGUFValueType
+from gguf.quants import dequantize
 
 # Longer arrays are vocabularies, merges and scores.
 LONG_ARRAY = 1024
@@ -25,7 +29,7 @@ class TensorReader(GGUFReader):  # type: ignore[misc]
                     start = orig_offs + ARRAY_HEAD.size
                     end = self._end_of_items(GGUFValueType(kind), count, start)
                     return end - orig_offs, [], [], [GGUFValueType.ARRAY]
-            except struct.error as error:
+            except (struct.error, OverflowError) as error:
                 raise ValueError(f"the file ends in an array at byte {orig_offs}") from error
         return super()._get_field_parts(orig_offs, raw_type)
 
@@ -35,3 +39,15 @@ class TensorReader(GGUFReader):  # type: ignore[misc]
         for _ in range(count):
             start += LENGTH.size + LENGTH.unpack_from(self.data, start)[0]
         return start
+
+
+def matrices(path: Path, mode: str = "r") -> dict[str, Any]:
+    """The matrices of a GGUF by name; `shape` begins with the columns. Mode r+ writes to them."""
+    return {t.name: t for t in TensorReader(path, mode).tensors if len(t.shape) > 1}
+
+
+def values_of(tensor: Any) -> npt.NDArray[np.float32]:
+    """(rows, columns) in float32, whatever the type."""
+    columns = int(tensor.shape[0])
+    values: npt.NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type)
+    return values.reshape(-1, columns).astype(np.float32, copy=False)

@@ -1,6 +1,6 @@
 """Rounding whose errors cancel on the inputs that a student has (GPTQ, Frantar et al. 2022).
 
-Quantizers round each weight to the nearest step. GPTQ (section 3) rounds a column at a time and
+Quantizers round each weight to the nearest step. GPTQ (section 4) rounds a column at a time and
 moves what it lost onto the columns still to come, by the inverse of the inputs' second moments;
 strongest columns go first ("act-order"). Scales stay where the quantizer put them, so type, size
 and speed of a file do not change (for K-quants first done by IST-DASLab's gptq-gguf-toolkit).
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from quant.codes import Coded
 from quant.imatrix import inputs_watched
 
-# Share of the mean diagonal that is added to it (section 3.3).
+# Share of the mean diagonal that is added to it (section 4, step 3).
 DAMPING = 0.01
 COLUMNS_AT_A_TIME = 32
 MOMENTS_LIMIT_BYTES = 2**30
@@ -44,17 +44,42 @@ def rounded(
     for index, one in enumerate(coded):
         alike.setdefault(one.levels.tobytes(), []).append(index)
     for members in alike.values():
-        weights_RC = np.concatenate([weights[i] for i in members])
-        scale_RC = np.concatenate([_of_columns(coded[i].scale, weights[i]) for i in members])
-        base_RC = np.concatenate([_of_columns(coded[i].base, weights[i]) for i in members])
-        parts = []
-        for start in range(0, len(weights_RC), ROWS_AT_A_TIME):
-            rows = slice(start, start + ROWS_AT_A_TIME)
-            levels = coded[members[0]].levels
-            parts.append(_rounded(weights_RC[rows], scale_RC[rows], base_RC[rows], levels, root))
-        ends = np.cumsum([len(weights[i]) for i in members])[:-1]
-        found |= dict(zip(members, np.split(np.concatenate(parts), ends), strict=True))
+        for pieces in _portions([(i, len(weights[i])) for i in members]):
+            codes_RC = _rounded(
+                np.concatenate([weights[i][rows] for i, rows in pieces]),
+                np.concatenate(
+                    [_of_columns(coded[i].scale[rows], weights[i]) for i, rows in pieces]
+                ),
+                np.concatenate(
+                    [_of_columns(coded[i].base[rows], weights[i]) for i, rows in pieces]
+                ),
+                coded[members[0]].levels,
+                root,
+            )
+            start = 0
+            for i, rows in pieces:
+                mine = found.setdefault(i, np.empty(weights[i].shape, np.uint8))[rows]
+                mine[...] = codes_RC[start : start + len(mine)]
+                start += len(mine)
     return [found[index] for index in range(len(coded))]
+
+
+def _portions(lengths: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, slice]]]:
+    """Slices of numbered matrices (number, rows), as many rows at a time as memory is for."""
+    pieces: list[tuple[int, slice]] = []
+    room = ROWS_AT_A_TIME
+    for number, rows in lengths:
+        start = 0
+        while start < rows:
+            stop = min(rows, start + room)
+            pieces.append((number, slice(start, stop)))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield pieces
+                pieces, room = [], ROWS_AT_A_TIME
+    if pieces:
+        yield pieces
 
 
 def _of_columns(groups: Floats, weights_RC: Floats) -> Floats:

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from serve.engines.stopping import token_ids
 from serve.errors import DataError
 from serve.messages import Record
 
@@ -65,7 +66,7 @@ def inspect_onnx(folder: Path) -> Inspection:
         graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
         data_bytes = _external_bytes(folder, graph)
         template = _text_of(folder / "chat_template.jinja")
-    except (OSError, ValueError, KeyError, DecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:
         raise DataError(f"{folder.name} is not a whole ONNX model: {error}") from error
     counts, weights = _onnx_weights(graph)
     total = sum(weights.values())
@@ -97,8 +98,7 @@ def _onnx_config(folder: Path) -> tuple[str, int, tuple[int, ...]]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind, blocks = config["model_type"], config["num_hidden_layers"]
         ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    tokens = ends["eos_token_id"]
-    return str(kind), int(blocks), tuple(tokens) if isinstance(tokens, list) else (int(tokens),)
+    return str(kind), int(blocks), token_ids(ends["eos_token_id"])
 
 
 def _text_of(path: Path) -> str | None:

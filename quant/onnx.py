@@ -48,6 +48,7 @@ def export(checkpoint: Path, target: Path, precision: str, provider: str = "cpu"
             command,
             BUILDER_TIME_LIMIT_S,
             {"HF_HUB_OFFLINE": "1"},
+            partial / "model.onnx",
         )
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)

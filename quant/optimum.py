@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.tool import run_tool
-from serve.errors import DataError, EngineError
+from serve.errors import DataError
 from serve.models import cache_folder
 
 RELEASE = "0.1.0"
@@ -52,9 +52,8 @@ def export(checkpoint: Path, target: Path, precision: str) -> None:
             [str(tool), "export", "onnx", "--model", str(source), *task, str(partial)],
             EXPORT_TIME_LIMIT_S,
             {"HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
+            partial / "model.onnx",
         )
-        if not (partial / "model.onnx").exists():
-            raise EngineError(f"optimum for {precision} wrote no model.onnx")
         for name in CARRIED:
             if (checkpoint / name).exists():
                 shutil.copyfile(checkpoint / name, partial / name)
@@ -67,12 +66,17 @@ def export(checkpoint: Path, target: Path, precision: str) -> None:
 def for_older_readers(config: dict[str, Any]) -> dict[str, Any]:
     """transformers 4 reads the rotary base and scaling from two fields, 5 writes them into one.
 
-    Left alone, an exporter with transformers 4 takes its default base and says nothing.
+    Left alone, an exporter with transformers 4 takes its default base and says nothing. Raises
+    DataError for bases that differ between layers, which 4 has no one place for.
     """
     rope = dict(config.get("rope_parameters") or {})
-    if "rope_theta" not in rope:
+    if not rope:
         return config
+    if "rope_theta" not in rope:
+        raise DataError("optimum's transformers cannot read rope_parameters without rope_theta")
     older = {**config, "rope_theta": rope.pop("rope_theta"), "rope_scaling": None}
+    if "partial_rotary_factor" in rope:
+        older["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
     if rope.get("rope_type", "default") != "default":
         older["rope_scaling"] = rope
     return older

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from quant.codes import LAYOUTS, read_codes, write_codes
+from quant.gguf import architecture_of
+from quant.gguf_reader import matrices, values_of
 from quant.gptq import HEAD, inverse_roots, rounded
 from quant.imatrix import gguf_names, head_name
-from quant.sensitivity import values_of
 
 
 def round_again(
@@ -20,14 +21,11 @@ def round_again(
     `model` is the checkpoint in torch and `sequences` the token ids it is watched on. Types that
     `quant.codes` does not know stay as they are.
     """
-    from quant.gguf_reader import TensorReader
-
-    reader = TensorReader(full)
-    plain = {t.name: t for t in reader.tensors}
-    architecture = str(reader.fields["general.architecture"].contents())
-    files = [{t.name: t for t in TensorReader(path, "r+").tensors} for path in paths]
-    layers = {**gguf_names(model, architecture), HEAD: head_name(model)}
+    plain = matrices(full)
+    files = [matrices(path, "r+") for path in paths]
+    layers = {**gguf_names(model, architecture_of(full)), HEAD: head_name(model)}
     for names, root in inverse_roots(model, layers, sequences):
+        values = {name: values_of(plain[name]) for name in names}
         written = [
             tensors[name]
             for tensors in files
@@ -37,6 +35,6 @@ def round_again(
         rows = [t.data.reshape(int(t.shape[1]), -1) for t in written]
         kinds = [t.tensor_type.name for t in written]
         coded = [read_codes(kind, data_RB) for kind, data_RB in zip(kinds, rows, strict=True)]
-        codes = rounded([values_of(plain[t.name]) for t in written], coded, root)
+        codes = rounded([values[t.name] for t in written], coded, root)
         for kind, data_RB, codes_RC in zip(kinds, rows, codes, strict=True):
             data_RB[...] = write_codes(kind, data_RB, codes_RC)

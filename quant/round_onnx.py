@@ -21,25 +21,31 @@ MIDDLE = 8
 
 
 class _Node(NamedTuple):
-    """One product: its packed weights (N, blocks, bytes) in the file, and its grid."""
+    """One product: packed weights, scales and zero points in the file, and whose they are."""
 
-    packed: npt.NDArray[np.uint8]
-    coded: Coded
-    weights: npt.NDArray[np.float32]
+    arrays: list[npt.NDArray[Any]]
+    modules: list[str]
 
 
 def round_again(folder: Path, model: Any, sequences: Sequence[Sequence[int]]) -> None:
     """Rewrite the codes in `folder`, exported from the checkpoint that `model` holds in torch.
 
-    `sequences` are the token ids it is watched on. Nodes whose modules the checkpoint lacks, or
-    whose last block is padded, stay as they are.
+    `sequences` are the token ids it is watched on. The head, nodes whose modules the checkpoint
+    lacks, and those whose last block is padded stay as they are.
     """
     nodes = _nodes(folder, model)
     for names, root in inverse_roots(model, {name: name for name in nodes}, sequences):
         mine = [nodes[name] for name in names]
-        codes = rounded([n.weights for n in mine], [n.coded for n in mine], root)
+        weights = [
+            np.concatenate(
+                [model.get_submodule(m).weight.detach().float().numpy() for m in node.modules]
+            )
+            for node in mine
+        ]
+        codes = rounded(weights, [_read(*node.arrays) for node in mine], root)
         for node, codes_NK in zip(mine, codes, strict=True):
-            node.packed[...] = _packed(codes_NK).reshape(node.packed.shape)
+            packed = node.arrays[0]
+            packed[...] = _packed(codes_NK).reshape(packed.shape)
 
 
 def _nodes(folder: Path, model: Any) -> dict[str, _Node]:
@@ -51,12 +57,12 @@ def _nodes(folder: Path, model: Any) -> dict[str, _Node]:
     nodes: dict[str, _Node] = {}
     for node in graph.node:
         options = {a.name: a.i for a in node.attribute}
-        whole = options.get("bits") == 4 and options["K"] % options["block_size"] == 0
+        whole = node.op_type == "MatMulNBits" and options["bits"] == 4
+        whole = whole and options["K"] % options["block_size"] == 0
         modules = _modules(node.input[1].partition(".MatMul")[0]) if whole else []
         if modules and all(_has(model, name) for name in modules):
             arrays = [_array(folder, initializers[name]) for name in node.input[1:4] if name]
-            weights = [model.get_submodule(n).weight.detach().float().numpy() for n in modules]
-            nodes[modules[0]] = _Node(arrays[0], _read(*arrays), np.concatenate(weights))
+            nodes[modules[0]] = _Node(arrays, modules)
     return nodes
 
 
@@ -69,17 +75,20 @@ def _modules(label: str) -> list[str]:
 
 def _has(model: Any, name: str) -> bool:
     try:
-        return hasattr(model.get_submodule(name), "weight")
+        module = model.get_submodule(name)
+        return hasattr(module, "weight") and module is not model.get_output_embeddings()
     except AttributeError:
         return False
 
 
 def _array(folder: Path, tensor: Any) -> npt.NDArray[Any]:
     """The bytes where they lie in the data file, writable."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
     place = {entry.key: entry.value for entry in tensor.external_data}
     return np.memmap(
         folder / place["location"],
-        dtype=np.float32 if tensor.data_type == tensor.FLOAT else np.uint8,
+        dtype=tensor_dtype_to_np_dtype(tensor.data_type),
         mode="r+",
         offset=int(place.get("offset", 0)),
         shape=tuple(tensor.dims),

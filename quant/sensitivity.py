@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from quant.budget import Price, groups_of, overrides_of
+from quant.gguf import architecture_of
+from quant.gguf_reader import matrices, values_of
 from quant.imatrix import ImportanceMatrix, gguf_names, head_name
 from serve.errors import DataError
 
@@ -42,7 +44,7 @@ Nats = dict[str, dict[str, float]]
 
 def rounds_of(full: Path) -> list[tuple[tuple[str, str], ...]]:
     """Overrides of the quantizer for one file a round."""
-    narrow = [name for name, tensor in _tensors(full).items() if tensor.shape[0] % WIDE_ROW]
+    narrow = [name for name, tensor in matrices(full).items() if tensor.shape[0] % WIDE_ROW]
     return [
         (*(overrides_of({"narrow": other}, {"narrow": narrow}) if narrow else ()), (".*", wide))
         for wide, other in ROUNDS
@@ -65,7 +67,7 @@ def price_groups(
     groups = groups_of(list(bench.plain), model.config.get_text_config().num_hidden_layers)
     written: dict[str, dict[str, Any]] = {}
     for path in rounds:
-        for name, tensor in _tensors(path).items():
+        for name, tensor in matrices(path).items():
             if name in bench.plain:
                 written.setdefault(tensor.tensor_type.name, {})[name] = tensor
     noise: dict[str, float] = {}
@@ -79,7 +81,7 @@ def price_groups(
                 continue
             mine = {name: values[name] for name in names}
             errors[group][kind] = sum(
-                weighted_error(values_of(bench.plain[n]), mine[n], matrix.mean_squares[n])
+                weighted_error(values_of(bench.plain[n]), mine[n], matrix.mean_squares.get(n, 1.0))
                 for n in names
             )
             if group not in noise:
@@ -111,12 +113,9 @@ class _Bench:
     """The student in torch, and how far it goes from itself with other weights in it."""
 
     def __init__(self, model: Any, full: Path, sequences: Sequence[Sequence[int]]) -> None:
-        from quant.gguf_reader import TensorReader
-
-        architecture = str(TensorReader(full).fields["general.architecture"].contents())
         self._model = model
-        self._weights = _weights_by_name(model, architecture)
-        self.plain = {n: t for n, t in _tensors(full).items() if n in self._weights}
+        self._weights = _weights_by_name(model, architecture_of(full))
+        self.plain = {n: t for n, t in matrices(full).items() if n in self._weights}
         self._order = {
             name: _rows_in_checkpoint_order(
                 values_of(tensor), self._weights[name].detach().numpy(), name
@@ -153,33 +152,21 @@ class _Bench:
             return self._model(torch.tensor([list(ids)])).logits[0].float().log_softmax(dim=-1)
 
 
-def _tensors(path: Path) -> dict[str, Any]:
-    """The matrices of a GGUF by name; `shape` begins with the columns."""
-    from quant.gguf_reader import TensorReader
-
-    return {t.name: t for t in TensorReader(path).tensors if len(t.shape) > 1}
-
-
 def _weights_by_name(model: Any, architecture: str) -> dict[str, Any]:
-    """GGUF name -> torch weight, of every matrix the student multiplies by."""
+    """GGUF name -> torch weight, of every matrix the student has."""
     weights = {
         name: model.get_submodule(module).weight
         for module, name in gguf_names(model, architecture).items()
     }
+    weights["token_embd.weight"] = model.get_input_embeddings().weight
     return {**weights, head_name(model): model.get_output_embeddings().weight}
 
 
-def values_of(tensor: Any) -> Weights:
-    """(rows, columns) in float32, whatever the type."""
-    from gguf.quants import dequantize
+def weighted_error(plain: Weights, encoded: Weights, mean_squares: Weights | float) -> float:
+    """Squared error of the weights, each column weighed by how strongly it is used.
 
-    columns = int(tensor.shape[0])
-    values: Weights = dequantize(tensor.data, tensor.tensor_type).reshape(-1, columns)
-    return values.astype(np.float32, copy=False)
-
-
-def weighted_error(plain: Weights, encoded: Weights, mean_squares: Weights) -> float:
-    """Squared error of the weights, each column weighed by how strongly it is used."""
+    An embedding that is only looked up uses all its columns alike.
+    """
     squares = np.square(plain - encoded).sum(axis=0, dtype=np.float64)
     return float((squares * mean_squares).sum())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from serve.errors import EngineError
 
@@ -14,8 +15,12 @@ def run_tool(
     command: Sequence[str],
     timeout_s: float | None = None,
     environment: Mapping[str, str] | None = None,
+    writes: Path | None = None,
 ) -> None:
-    """Raises EngineError with the last line of `command`'s stderr, or when it takes too long."""
+    """Raises EngineError with the last line of `command`'s stderr, or when it takes too long.
+
+    `writes` is a file that must be there afterwards.
+    """
     try:
         done = subprocess.run(
             command,
@@ -27,6 +32,6 @@ def run_tool(
         )
     except subprocess.TimeoutExpired as error:
         raise EngineError(f"{name} took over {timeout_s:g} s") from error
-    if done.returncode != 0:
+    if done.returncode != 0 or (writes and not writes.exists()):
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise EngineError(f"{name} ended with {done.returncode}: {lines[-1]}")

@@ -19,7 +19,11 @@ def cpu_flags() -> frozenset[str]:
 
 def has_fast_bfloat16() -> bool:
     """True on CUDA and on CPUs with AMX tiles; elsewhere bfloat16 is emulated and slow."""
-    return has_cuda() or "amx_bf16" in cpu_flags()
+    return has_cuda() or cpu_has_fast_bfloat16()
+
+
+def cpu_has_fast_bfloat16() -> bool:
+    return "amx_bf16" in cpu_flags()
 
 
 @cache

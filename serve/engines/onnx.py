@@ -20,6 +20,7 @@ from serve.engines.blocks import BlockEngine
 from serve.engines.onnx_rows import Graph, RaggedRows
 from serve.engines.sampling import pick_token
 from serve.engines.stepping import Rows
+from serve.engines.stopping import token_ids
 from serve.errors import EngineError
 from serve.messages import Message, Sampling
 from serve.template import template_of
@@ -61,20 +62,26 @@ class OnnxEngine(BlockEngine):
         self._path = path
         self._graph: Graph | None = None
         try:
-            config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))["model"]
+            whole = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+            config = whole["model"]
             self._template = template_of(path)
             self._model = runtime.Model(str(path))
             self._tokenizer = runtime.Tokenizer(self._model)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise EngineError(f"{path.name} does not load: {error}") from error
-        decoder, ends = config["decoder"], config["eos_token_id"]
+        decoder = config["decoder"]
         self._cache_shape = (int(decoder["num_key_value_heads"]), int(decoder["head_size"]))
-        # Elsewhere keys and values lie in the device's memory, and each prompt runs alone.
-        on_cpu = not decoder["session_options"].get("provider_options")
+        # Elsewhere keys and values lie in the device's memory, or not in one place, or positions
+        # are the caller's: then each prompt runs alone.
+        ragged = (
+            not decoder["session_options"].get("provider_options")
+            and "position_ids" not in decoder["inputs"]
+            and whole["search"]["past_present_share_buffer"]
+        )
         super().__init__(
             f"onnxruntime-genai:{path.name}",
-            slots if on_cpu else 1,
-            ends if isinstance(ends, list) else [ends],
+            slots if ragged else 1,
+            token_ids(config["eos_token_id"]),
             min(context_tokens, int(config["context_length"])),
         )
 

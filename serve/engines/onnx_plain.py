@@ -13,16 +13,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from tokenizers import Tokenizer
 
 from serve.engines.base import LogitsTV
 from serve.engines.blocks import BlockEngine
-from serve.engines.onnx_rows import PAST, PRESENT
+from serve.engines.onnx_rows import (
+    IDS,
+    LOGITS,
+    MASK,
+    PAST,
+    PRESENT,
+    READ_TOKENS,
+    open_session,
+)
 from serve.engines.sampling import pick_token
 from serve.engines.stepping import Rows
+from serve.engines.stopping import token_ids
 from serve.errors import EngineError
-from serve.hardware import cores
 from serve.messages import Message, Sampling
 from serve.template import template_of
 
@@ -34,54 +41,69 @@ def load(path: Path, slots: int = 16, context_tokens: int = 4096) -> PlainOnnxEn
     return PlainOnnxEngine(path, slots, context_tokens)
 
 
-class _Rows:
-    """Prompts padded on the left, with the keys and values of what was read."""
+class PlainGraph:
+    """One exported graph: ids, mask and what was read before, to logits and what is read now."""
 
-    def __init__(self, session: Any, prompts: Sequence[Sequence[int]]) -> None:
-        self._session, width = session, max(map(len, prompts))
-        missing = [width - len(prompt) for prompt in prompts]
-        self._ids_BT = np.array(
-            [[0] * m + [*prompt] for m, prompt in zip(missing, prompts, strict=True)], np.int64
-        )
-        self._mask_BT = np.array([[0] * m + [1] * (width - m) for m in missing], np.int64)
-        self._wanted = {entry.name: entry for entry in session.get_inputs()}
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._inputs = {entry.name: entry for entry in session.get_inputs()}
         self._outputs = [entry.name for entry in session.get_outputs()]
-        self._past: dict[str, Array] = {
-            name: np.zeros((len(prompts), entry.shape[1], 0, entry.shape[3]), np.float32)
-            for name, entry in self._wanted.items()
+
+    def nothing(self, rows: int) -> dict[str, Array]:
+        """Keys and values of no token."""
+        return {
+            name: np.zeros((rows, entry.shape[1], 0, entry.shape[3]), np.float32)
+            for name, entry in self._inputs.items()
             if name.startswith(PAST)
         }
 
-    def logits(self) -> LogitsTV:
-        """(B, T, V) of what was appended last."""
-        positions_BT = np.maximum(self._mask_BT.cumsum(axis=1) - 1, 0)
-        given = {
-            "input_ids": self._ids_BT,
-            "attention_mask": self._mask_BT,
-            "position_ids": positions_BT[:, -self._ids_BT.shape[1] :],
-            **self._past,
-        }
-        found = self._session.run(
-            self._outputs, {name: value for name, value in given.items() if name in self._wanted}
-        )
-        named = dict(zip(self._outputs, found, strict=True))
-        self._past = {
+    def run(
+        self, ids_BT: Array, mask_BT: Array, past: dict[str, Array]
+    ) -> tuple[LogitsTV, dict[str, Array]]:
+        """Logits (B, T, V) of the ids, and the longer keys and values."""
+        positions_BT = np.maximum(mask_BT.cumsum(axis=1) - 1, 0)[:, -ids_BT.shape[1] :]
+        given = {IDS: ids_BT, MASK: mask_BT, "position_ids": positions_BT, **past}
+        wanted = {name: value for name, value in given.items() if name in self._inputs}
+        named = dict(zip(self._outputs, self._session.run(self._outputs, wanted), strict=True))
+        longer = {
             PAST + name.removeprefix(PRESENT): value
             for name, value in named.items()
             if name.startswith(PRESENT)
         }
-        result: LogitsTV = named["logits"]
-        return result
+        return named[LOGITS], longer
+
+
+class PlainRows:
+    """Prompts padded on the left, with the keys and values of what was read."""
+
+    def __init__(self, graph: PlainGraph, prompts: Sequence[Sequence[int]]) -> None:
+        self._graph, width = graph, max(map(len, prompts))
+        missing = [width - len(prompt) for prompt in prompts]
+        ids_BT = np.array([[0] * m + [*p] for m, p in zip(missing, prompts, strict=True)], np.int64)
+        self._mask_BT = np.array([[0] * m + [1] * (width - m) for m in missing], np.int64)
+        at_once = max(1, READ_TOKENS // width)
+        parts = []
+        for start in range(0, len(prompts), at_once):
+            rows = slice(start, start + at_once)
+            past = graph.nothing(len(ids_BT[rows]))
+            logits_BTV, past = graph.run(ids_BT[rows], self._mask_BT[rows], past)
+            parts.append((logits_BTV[:, -1], past))
+        self.logits_BV = np.concatenate([logits_BV for logits_BV, _ in parts])
+        self._past = {
+            name: np.concatenate([past[name] for _, past in parts]) for name in parts[0][1]
+        }
 
     def draw(self, samplings: Sequence[Sampling], position: int) -> list[int]:
         return [
             pick_token(logits_V, sampling, position)
-            for sampling, logits_V in zip(samplings, self.logits()[:, -1], strict=True)
+            for sampling, logits_V in zip(samplings, self.logits_BV, strict=True)
         ]
 
     def append(self, tokens: Sequence[int]) -> None:
-        self._ids_BT = np.array(tokens, np.int64)[:, None]
+        ids_B1 = np.array(tokens, np.int64)[:, None]
         self._mask_BT = np.pad(self._mask_BT, ((0, 0), (0, 1)), constant_values=1)
+        logits_BTV, self._past = self._graph.run(ids_B1, self._mask_BT, self._past)
+        self.logits_BV = logits_BTV[:, 0]
 
     def keep(self, rows: Sequence[int]) -> bool:
         kept_K = np.array(rows)
@@ -94,38 +116,38 @@ class PlainOnnxEngine(BlockEngine):
     """One exported graph, `slots` rows a block."""
 
     def __init__(self, path: Path, slots: int, context_tokens: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = cores()
         try:
             self._template = template_of(path)
             config = json.loads((path / "generation_config.json").read_text(encoding="utf-8"))
             self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-            self._session: Any = onnxruntime.InferenceSession(
-                str(path / "model.onnx"), options, providers=["CPUExecutionProvider"]
-            )
+            ends = token_ids(config["eos_token_id"])
+            self._graph: PlainGraph | None = PlainGraph(open_session(path / "model.onnx"))
         except Exception as error:  # onnxruntime and tokenizers raise classes of their own
             raise EngineError(f"{path.name} does not load: {error}") from error
-        ends = config["eos_token_id"]
         own = self._tokenizer.token_to_id(self._template.end_text)
         super().__init__(
             f"onnxruntime:{path.name}",
             slots,
-            {*(ends if isinstance(ends, list) else [ends]), own} - {None},
+            ends if own is None else {*ends, own},
             context_tokens,
         )
 
     def close(self) -> None:
-        self._session = None
+        self._graph = None
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         return self._encode(self._template.render(messages))
 
     def logits(self, ids: Sequence[int]) -> LogitsTV:
-        result: LogitsTV = _Rows(self._session, [ids]).logits()[0]
+        ids_1T = np.array([ids], np.int64)
+        assert self._graph is not None
+        logits_1TV, _ = self._graph.run(ids_1T, np.ones_like(ids_1T), self._graph.nothing(1))
+        result: LogitsTV = logits_1TV[0]
         return result
 
     def _rows(self, prompts: Sequence[list[int]], answer_tokens: int) -> Rows:
-        return _Rows(self._session, prompts)
+        assert self._graph is not None
+        return PlainRows(self._graph, prompts)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

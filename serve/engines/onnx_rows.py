@@ -29,16 +29,19 @@ TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 READ_TOKENS = 512
 
 
+def open_session(path: Path) -> Any:
+    """An ONNX file on the CPU, on the cores this process may use."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores()
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 class Graph:
     """`model.onnx` on the CPU, keys and values in the caller's buffers."""
 
     def __init__(self, path: Path, heads: int, head_size: int) -> None:
         """`heads`: of keys and values."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = cores()
-        self._session: Any = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(path)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._past = {e.name: TYPES[e.type] for e in inputs if e.name.startswith(PAST)}
         self._heads, self._head_size = heads, head_size
@@ -81,7 +84,7 @@ class RaggedRows:
         self._graph = graph
         self._lengths_B = np.array([len(prompt) for prompt in prompts])
         self._cache = graph.cache(len(prompts), int(self._lengths_B.max()) + answer_tokens)
-        self._logits_BV = np.concatenate(list(self._read(prompts)))
+        self.logits_BV = np.concatenate(list(self._read(prompts)))
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> Iterator[Array]:
         start = 0
@@ -98,13 +101,13 @@ class RaggedRows:
     def draw(self, samplings: Sequence[Sampling], position: int) -> list[int]:
         return [
             pick_token(logits_V, sampling, position)
-            for sampling, logits_V in zip(samplings, self._logits_BV, strict=True)
+            for sampling, logits_V in zip(samplings, self.logits_BV, strict=True)
         ]
 
     def append(self, tokens: Sequence[int]) -> None:
         self._lengths_B = self._lengths_B + 1
         ids_B1 = np.array(tokens, np.int64)[:, None]
-        self._logits_BV = self._graph.run(ids_B1, self._lengths_B, self._cache, 0)[:, 0]
+        self.logits_BV = self._graph.run(ids_B1, self._lengths_B, self._cache, 0)[:, 0]
 
     def keep(self, rows: Sequence[int]) -> bool:
         """Rows move up into the places of those that left."""

@@ -21,3 +21,8 @@ def settled_text(text: str, stop: Sequence[str]) -> str:
     text = text.rstrip("\ufffd")
     held = max((len(s) - 1 for s in stop), default=0)
     return text[: len(text) - held] if held else text
+
+
+def token_ids(value: int | list[int]) -> tuple[int, ...]:
+    """Config files write one end token as a number and several as a list."""
+    return tuple(value) if isinstance(value, list) else (int(value),)

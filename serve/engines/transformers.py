@@ -19,6 +19,7 @@ from serve.engines.blocks import BlockEngine
 from serve.engines.decoding import Block
 from serve.engines.scoring import scores_of
 from serve.engines.stepping import Rows
+from serve.engines.stopping import token_ids
 from serve.errors import EngineError
 from serve.hardware import has_cuda, has_fast_bfloat16
 from serve.messages import Message, TokenScores
@@ -50,7 +51,7 @@ class TransformersEngine(BlockEngine):
         if self._pad is None:
             self._pad = self.tokenizer.eos_token_id
         ends = self.model.generation_config.eos_token_id
-        own = [ends] if isinstance(ends, int) else ends or []
+        own = () if ends is None else token_ids(ends)
         super().__init__(
             f"transformers:{path.name}",
             slots,

@@ -10,7 +10,10 @@ from pipeline.recipe import find_recipe, load_recipe
 from quant import optimum
 from quant.optimum import for_older_readers
 from quant.proof import prove
+from serve.engines import onnx_plain
 from serve.engines.child import load_in_child
+from serve.engines.onnx_plain import PlainGraph, PlainRows
+from serve.engines.onnx_rows import open_session
 from serve.errors import DataError, EngineError
 from serve.messages import Message, Request, Sampling
 
@@ -50,8 +53,8 @@ def test_int8_is_near_and_says_what_it_holds(smoke, reference, tmp_path):
     assert found.inspection.types["int8"] > 200
 
 
-def test_a_batch_a_stream_and_a_prompt_alone_say_the_same(fp32):
-    requests = [
+def requests() -> list[Request]:
+    return [
         Request(
             key=str(n),
             messages=(
@@ -60,16 +63,44 @@ def test_a_batch_a_stream_and_a_prompt_alone_say_the_same(fp32):
             ),
             sampling=Sampling(max_tokens=24, temperature=temperature, seed=n),
         )
-        for n, temperature in ((1, 0.0), (30, 0.0), (500, 1.0))
+        for n, temperature in ((1, 0.0), (30, 0.0), (500, 1.0), (7000, 0.0))
     ]
-    engine = load_in_child("onnxruntime", path=fp32, slots=8, context_tokens=512)
-    together = {key: done.ids for key, done in engine.generate(requests)}
-    for request in requests:
-        ((_, alone),) = engine.generate([request])
-        assert together[request.key] == alone.ids
+
+
+@pytest.fixture(scope="module")
+def engine(fp32):
+    opened = load_in_child("onnxruntime", path=fp32, slots=8, context_tokens=512)
+    yield opened
+    opened.close()
+
+
+def test_a_stream_says_what_generate_says(engine):
+    for request in requests():
+        ((_, whole),) = engine.generate([request])
         chunks = list(engine.stream(request.messages, request.sampling))
-        assert "".join(chunk.text for chunk in chunks) == alone.text
-    engine.close()
+        assert "".join(chunk.text for chunk in chunks) == whole.text
+        assert whole.text.startswith("<think>")
+
+
+def test_a_batch_computes_what_each_prompt_gets_alone(fp32, engine, monkeypatch):
+    """Read in parts, two more tokens, and a row that left in between."""
+    monkeypatch.setattr(onnx_plain, "READ_TOKENS", 120)
+    prompts = [engine.prompt_ids(request.messages) for request in requests()]
+    assert len({len(prompt) for prompt in prompts}) > 1
+    rows = PlainRows(PlainGraph(open_session(fp32 / "model.onnx")), prompts)
+
+    def check() -> None:
+        for prompt, logits in zip(prompts, rows.logits_BV, strict=True):
+            assert engine.logits(prompt)[-1] == pytest.approx(logits, abs=2e-3)
+
+    check()
+    for token in (30, 31):
+        kept = [0, 1, 3] if token == 31 else [0, 1, 2, 3]
+        rows.keep(kept)
+        prompts = [[*prompts[row], token] for row in kept]
+        rows.append([token] * len(kept))
+        check()
+    assert len(dict(engine.generate(requests()))) == 4
 
 
 def test_an_older_reader_is_told_the_rotary_base():
@@ -78,6 +109,15 @@ def test_an_older_reader_is_told_the_rotary_base():
     scaled = {"rope_parameters": {"rope_theta": 1e5, "rope_type": "linear", "factor": 2.0}}
     assert for_older_readers(scaled)["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
     assert for_older_readers({"rope_theta": 5.0}) == {"rope_theta": 5.0}
+    partial = {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}
+    assert for_older_readers(partial)["partial_rotary_factor"] == 0.5
+    with pytest.raises(DataError, match="rope_parameters without rope_theta"):
+        for_older_readers({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}})
+
+
+def test_the_pin_is_the_one_that_names_the_environment():
+    pins = (Path(__file__).parents[2] / "optimum.txt").read_text().splitlines()
+    assert f"optimum-onnx=={optimum.RELEASE}" in pins
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):

@@ -19,9 +19,10 @@ from pipeline.calibration import kept_sequences
 from pipeline.recipe import find_recipe, load_recipe
 from quant import imatrix
 from quant.gguf import Encoding, quantize
+from quant.gguf_reader import values_of
 from quant.inspect import inspect_gguf
 from quant.proof import prove
-from quant.sensitivity import values_of, weighted_error
+from quant.sensitivity import weighted_error
 from serve.engines.child import load_in_child
 from serve.errors import UntrustedFile
 from serve.models import file_sha256, resolve_model

@@ -6,7 +6,7 @@ import pytest
 
 from quant.codes import LAYOUTS, read_codes, write_codes
 from quant.gguf import Encoding, quantize
-from quant.sensitivity import values_of
+from quant.gguf_reader import values_of
 
 NAME = "blk.0.ffn_down.weight"
 

@@ -57,6 +57,24 @@ def test_uncorrelated_inputs_are_rounded_to_the_nearest(case, levels):
     assert np.array_equal(codes, nearest(coded, weights))
 
 
+def test_the_strongest_columns_are_rounded_first():
+    """They would otherwise be rounded with the losses of all the weak ones on them."""
+    random = np.random.default_rng(2)
+    mixed = random.normal(size=(400, 32)) @ random.normal(size=(32, 32))
+    inputs = mixed * np.linspace(0.02, 3.0, 32)
+    weights = (0.5 * random.normal(size=(64, 32))).astype(np.float32)
+    coded = grid(64, 32)
+    root = _inverse_root(torch.tensor(inputs.T @ inputs))
+    assert root.order[0] > 16 > root.order[-1]
+    strengths = np.square(inputs).sum(axis=0)[root.order.numpy()]
+    assert list(strengths) == sorted(strengths, reverse=True)
+    (codes,) = rounded([weights], [coded], root)
+    assert (
+        np.square(inputs @ (weights - values(coded, codes)).T).mean()
+        < 0.5 * np.square(inputs @ (weights - values(coded, nearest(coded, weights))).T).mean()
+    )
+
+
 def test_weights_are_rounded_as_they_would_be_alone(case, monkeypatch):
     inputs, weights = case
     root = _inverse_root(torch.tensor(inputs.T @ inputs))

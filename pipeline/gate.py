@@ -138,7 +138,7 @@ def _verdicts(
     problems = list(read_records(inputs["01-problems"] / "gate.jsonl", Problem))
     looks = 2 if problems else 1
 
-    def verdict(rung: ArtifactRung, answers: Sequence[Judged]) -> GateVerdict:
+    def verdict(rung: ArtifactRung, answers: Sequence[Judged], last: bool) -> GateVerdict:
         return paired_verdict(
             rung.name,
             _passed(answers, SFT),
@@ -146,9 +146,10 @@ def _verdicts(
             {a.item: a.family for a in answers if a.rung == SFT},
             options.margin_points / 100,
             looks,
+            last,
         )
 
-    verdicts = {rung.name: verdict(rung, first) for rung in rungs}
+    verdicts = {rung.name: verdict(rung, first, last=not problems) for rung in rungs}
     open_rungs = [r for r in rungs if verdicts[r.name].outcome == "inconclusive"]
     more: list[Judged] = []
     if problems and open_rungs:
@@ -158,7 +159,7 @@ def _verdicts(
             for rung in asked:
                 more += examine(rung, problems, greedy, out, judge, context)
                 give_back_memory()
-        verdicts |= {rung.name: verdict(rung, [*first, *more]) for rung in open_rungs}
+        verdicts |= {rung.name: verdict(rung, [*first, *more], last=True) for rung in open_rungs}
     return verdicts, more
 
 

@@ -68,12 +68,14 @@ def paired_verdict(
     families: Mapping[str, str],
     margin: float,
     looks: int = 1,
+    last: bool = True,
 ) -> GateVerdict:
     """The verdict on `answers` (item -> right, wrong or None) beside the student's on those items.
 
     `families` names each item's family. `looks` is how often this comparison may be made in all:
     each look then gets its share of the error (Bonferroni), so that asking more items when the
-    first were too few does not make passing by luck likelier.
+    first were too few does not make passing by luck likelier. Before the `last` look only a drop
+    that is beyond the margin for certain fails.
     """
     both = [i for i in families if student.get(i) is not None and answers.get(i) is not None]
     unscored = len(families) - len(both)
@@ -91,7 +93,7 @@ def paired_verdict(
     low, high = bootstrap_interval(gained, lost, len(both), 1 - ALPHA / looks)
     by_family = _families(both, student, answers, families)
     difference = (gained - lost) / len(both)
-    outcome, why = _outcome(difference, low, high, by_family, margin)
+    outcome, why = _outcome(difference, low, high, by_family, margin, last)
     detectable = smallest_detectable_drop(len(both), (gained + lost) / len(both))
     if outcome == "inconclusive":
         why += f"; {len(both)} items show drops from {100 * detectable:.1f} points"
@@ -149,6 +151,7 @@ def _outcome(
     high: float,
     families: Mapping[str, FamilyVerdict],
     margin: float,
+    last: bool,
 ) -> tuple[Outcome, str]:
     worse = [
         name
@@ -158,7 +161,7 @@ def _outcome(
     shown = f"{100 * difference:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
     if worse:
         return "fail", f"{shown}; {', '.join(worse)} fell beyond {100 * margin:g} points"
-    if high < 0 and difference < -margin:
+    if high < (0 if last else -margin) and difference < -margin:
         return "fail", f"{shown}: a drop beyond {100 * margin:g} points"
     if low > -margin:
         return "pass", f"{shown}: within {100 * margin:g} points"

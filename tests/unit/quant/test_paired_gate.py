@@ -77,6 +77,15 @@ def test_a_second_look_asks_more_of_the_same_answers():
     assert twice.low < once.low < once.high < twice.high
 
 
+def test_a_drop_is_certain_at_the_first_look_or_asked_about_again():
+    counts = items(278, 6, 16)
+    assert paired_verdict("a", *counts, margin=0.03, looks=2).outcome == "fail"
+    first = paired_verdict("a", *counts, margin=0.03, looks=2, last=False)
+    assert (first.outcome, first.high < 0) == ("inconclusive", True)
+    certain = paired_verdict("a", *items(250, 2, 48), margin=0.03, looks=2, last=False)
+    assert (certain.outcome, certain.high < -0.03) == ("fail", True)
+
+
 def candidate(name: str, size: int, rate: float, kl: float, outcome: str = "pass") -> Candidate:
     return Candidate(
         name=name,

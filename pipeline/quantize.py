@@ -20,7 +20,7 @@ from pipeline.recipe import GgufOptions
 from pipeline.run import Context
 from pipeline.store import write_json
 from quant import imatrix
-from quant.budget import allocate, groups_of, overrides_of
+from quant.budget import EMBEDDING, allocate, groups_of, overrides_of
 from quant.gguf import Encoding, architecture_of, convert, gguf_name, quantize
 from quant.inspect import inspect_gguf
 from quant.round_gguf import round_again
@@ -128,7 +128,7 @@ def _write_budgets(
         {g: {k: p._asdict() for k, p in kinds.items()} for g, kinds in prices.items()},
     )
     report = inspect_gguf(full)
-    groups = groups_of(sorted(matrix.mean_squares), report.blocks)
+    groups = groups_of(sorted({*matrix.mean_squares, EMBEDDING}), report.blocks)
     kept_apart = report.unquantized_bytes
     for bits in config.bits:
         chosen = allocate(prices, int(bits * report.weights / 8) - kept_apart)

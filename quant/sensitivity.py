@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quant.budget import Price, groups_of, overrides_of
+from quant.budget import EMBEDDING, Price, groups_of, overrides_of
 from quant.gguf import architecture_of
 from quant.gguf_reader import matrices, values_of
 from quant.imatrix import ImportanceMatrix, gguf_names, head_name
@@ -158,7 +158,7 @@ def _weights_by_name(model: Any, architecture: str) -> dict[str, Any]:
         name: model.get_submodule(module).weight
         for module, name in gguf_names(model, architecture).items()
     }
-    weights["token_embd.weight"] = model.get_input_embeddings().weight
+    weights[EMBEDDING] = model.get_input_embeddings().weight
     return {**weights, head_name(model): model.get_output_embeddings().weight}
 
 

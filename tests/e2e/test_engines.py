@@ -176,7 +176,9 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
 def test_an_unknown_engine_lists_the_known_ones():
     with pytest.raises(UsageError) as caught:
         load_engine("magic")
-    assert caught.value.hint == "one of llama.cpp, onnxruntime-genai, transformers, http"
+    assert (
+        caught.value.hint == "one of llama.cpp, onnxruntime-genai, onnxruntime, transformers, http"
+    )
 
 
 def test_rows_that_end_leave_the_block_and_the_others_go_on(reference, monkeypatch):

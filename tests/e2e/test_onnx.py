@@ -57,9 +57,15 @@ def proof(path: Path, reference, exact: bool = False):
     )
 
 
-def test_the_float_folder_computes_what_the_checkpoint_computes(smoke, reference, tmp_path):
-    export(smoke.root / "04-sft", tmp_path / "student-fp32", "fp32")
-    found = proof(tmp_path / "student-fp32", reference, exact=True)
+@pytest.fixture(scope="module")
+def fp32(smoke, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx") / "student-fp32"
+    export(smoke.root / "04-sft", folder, "fp32")
+    return folder
+
+
+def test_the_float_folder_computes_what_the_checkpoint_computes(fp32, reference):
+    found = proof(fp32, reference, exact=True)
     assert found.fault is None
     assert found.divergence["all"].mean_nats < 1e-4
     assert found.inspection.bits_per_weight == 32.0
@@ -95,18 +101,21 @@ def test_a_stream_says_what_generate_says(engine):
     assert len(chunks) > 5
 
 
-def test_a_batch_computes_what_the_runtime_computes_for_each_prompt(int8, engine):
-    """Over prompts of several lengths, two more tokens, and rows that left in between."""
+def test_a_batch_computes_what_the_runtime_computes_for_each_prompt(fp32):
+    """Over prompts of several lengths, two more tokens, and rows that left in between.
+
+    In float32: int8 activations round otherwise in larger products.
+    """
+    engine = load_in_child("onnxruntime-genai", path=fp32, slots=8, context_tokens=512)
     prompts = [engine.prompt_ids(request.messages) for request in requests()]
     assert len({len(prompt) for prompt in prompts}) > 1
-    config = json.loads((int8 / "genai_config.json").read_text())["model"]["decoder"]
-    graph = Graph(int8 / "model.onnx", config["num_key_value_heads"], config["head_size"])
+    config = json.loads((fp32 / "genai_config.json").read_text())["model"]["decoder"]
+    graph = Graph(fp32 / "model.onnx", config["num_key_value_heads"], config["head_size"])
     rows = RaggedRows(graph, prompts, answer_tokens=4)
 
     def check() -> None:
         for prompt, logits in zip(prompts, rows.logits_BV, strict=True):
-            # Int8 activations round a little otherwise in larger products.
-            assert np.abs(engine.logits(prompt)[-1] - logits).max() < 0.05 * logits.std()
+            assert np.abs(engine.logits(prompt)[-1] - logits).max() < 2e-3
 
     check()
     for token in (30, 31):
@@ -115,13 +124,14 @@ def test_a_batch_computes_what_the_runtime_computes_for_each_prompt(int8, engine
         prompts = [[*prompts[row], token] for row in kept]
         rows.append([token] * len(kept))
         check()
+    engine.close()
 
 
 def test_a_batch_answers_every_request(engine):
     asked = requests()
     answers = dict(engine.generate(asked))
     assert sorted(answers) == sorted(request.key for request in asked)
-    assert all(answer.text.startswith("<think>") for answer in answers.values())
+    assert all(answer.completion_tokens > 5 for answer in answers.values())
 
 
 def test_each_request_keeps_its_own_seed(engine):

@@ -21,6 +21,7 @@ from transformers import (
 
 from pipeline import export as export_stage
 from pipeline import quantize as quantize_stage
+from pipeline.calibration import kept_sequences
 from pipeline.progress import Progress
 from pipeline.recipe import GgufOptions, OnnxOptions, find_recipe, load_recipe
 from pipeline.records import Example
@@ -137,15 +138,15 @@ def with_examples(student, tmp_path):
 CONTEXT = Context(seed=1, progress=Progress(), log=logging.getLogger("test"))
 
 
-def moments_of(student, reference, names: dict[str, str]) -> dict[str, torch.Tensor]:
-    """Second moments of every weight's inputs along held-out conversations."""
+def moments_of(student, names: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Second moments of every weight's inputs along the examples it was trained on."""
     with (
         closing(load_engine("transformers", path=student, dtype="float32")) as engine,
         torch.inference_mode(),
         imatrix.inputs_watched(engine.model, names, lambda x: x.T @ x) as watched,
     ):
-        for trace in reference.held_out:
-            engine.model(torch.tensor([trace.ids]))
+        for ids in kept_sequences(student, 1000):
+            engine.model(torch.tensor([ids]))
     return {name: watched.sums[watched.same.get(name, name)] for name in names.values()}
 
 
@@ -179,7 +180,7 @@ def test_gguf_files_rounded_on_its_traces_are_nearer_to_it(with_examples, refere
     architecture = inspect(files["ours", "student-F16"]).architecture
     with closing(load_engine("transformers", path=with_examples, dtype="float32")) as engine:
         names = imatrix.gguf_names(engine.model, architecture)
-    moments = moments_of(with_examples, reference, names)
+    moments = moments_of(with_examples, names)
     errors = [
         sum(
             output_error(moments[name], values_of(full[name]) - values_of(file[name]))
@@ -203,7 +204,7 @@ def test_an_onnx_folder_rounded_on_its_traces_is_nearer_to_it(with_examples, ref
             export_stage.run(options, {"04-sft": with_examples}, out, CONTEXT)
             nodes[name] = round_onnx._nodes(out / "student-int4", model)
         assert proof(tmp_path / "ours/student-int4", "onnxruntime-genai", reference).fault is None
-        moments = moments_of(with_examples, reference, {name: name for name in nodes["ours"]})
+        moments = moments_of(with_examples, {name: name for name in nodes["ours"]})
         errors = {"plain": 0.0, "ours": 0.0}
         for kind, found in nodes.items():
             for name, node in found.items():

@@ -75,12 +75,17 @@ def paired_verdict(
     `families` names each item's family. `looks` is how often this comparison may be made in all:
     each look then gets its share of the error (Bonferroni), so that asking more items when the
     first were too few does not make passing by luck likelier. Before the `last` look only a drop
-    that is beyond the margin for certain fails.
+    that is beyond the margin for certain fails. A student that is right on nothing proves nothing.
     """
     both = [i for i in families if student.get(i) is not None and answers.get(i) is not None]
     unscored = len(families) - len(both)
+    right = sum(bool(student[i]) for i in both)
+    why = None
     if not both or unscored > UNSCORED_SHARE * len(families):
         why = f"{unscored} of {len(families)} items could not be scored on both sides"
+    elif right == 0:
+        why = f"the student is right on none of {len(both)} items: there is nothing to lose"
+    if why:
         return GateVerdict(
             artifact=artifact,
             outcome="inconclusive",
@@ -97,6 +102,8 @@ def paired_verdict(
     detectable = smallest_detectable_drop(len(both), (gained + lost) / len(both))
     if outcome == "inconclusive":
         why += f"; {len(both)} items show drops from {100 * detectable:.1f} points"
+    elif outcome == "pass" and right <= margin * len(both):
+        why += f", and no larger drop could show: the student has {100 * right / len(both):.1f} %"
     return GateVerdict(
         artifact=artifact,
         outcome=outcome,
@@ -104,7 +111,7 @@ def paired_verdict(
         margin=margin,
         items=len(both),
         unscored=unscored,
-        student_accuracy=sum(bool(student[i]) for i in both) / len(both),
+        student_accuracy=right / len(both),
         accuracy=sum(bool(answers[i]) for i in both) / len(both),
         difference=difference,
         low=low,

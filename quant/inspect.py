@@ -19,6 +19,7 @@ from serve.messages import Record
 
 # The type most weights have in a file of that name (llama-quant.cpp, default types).
 MAIN_TYPES = {
+    "Q2_K": "Q2_K",
     "Q3_K_M": "Q3_K",
     "Q4_K_M": "Q4_K",
     "Q5_K_M": "Q5_K",

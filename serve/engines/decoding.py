@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache
 
-from serve.engines.sampling import pick_token
+from serve.engines.sampling import pick_tokens
+from serve.engines.stepping import left_padded
 from serve.messages import Sampling
 
 
@@ -17,17 +18,19 @@ class Block:
     """Prompts padded on the left, with the cache of what was read."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad: int) -> None:
-        self._model, width = model, max(map(len, prompts))
-        missing = [width - len(prompt) for prompt in prompts]
-        self._ids_BT = self._row([[pad] * m + [*p] for m, p in zip(missing, prompts, strict=True)])
-        self._mask_BT = self._row([[0] * m + [1] * (width - m) for m in missing])
+        self._model = model
+        self._ids_BT, self._mask_BT = map(self._row, left_padded(prompts, pad))
         self._cache = DynamicCache(config=model.config)
 
     def _row(self, values: Sequence[Any]) -> torch.Tensor:
         return torch.tensor(values, device=self._model.device)
 
     def draw(self, samplings: Sequence[Sampling], position: int) -> list[int]:
-        return draw_tokens(self._logits(), samplings, position)
+        logits_BV = self._logits()
+        if all(s.temperature == 0.0 for s in samplings):
+            ids: list[int] = logits_BV.argmax(dim=-1).tolist()
+            return ids
+        return pick_tokens(logits_BV.float().cpu().numpy(), samplings, position)
 
     @torch.inference_mode()
     def _logits(self) -> torch.Tensor:
@@ -52,12 +55,3 @@ class Block:
         self._cache.reorder_cache(kept_K)  # every kind of layer has it, and takes fewer rows
         self._ids_BT, self._mask_BT = self._ids_BT[kept_K], self._mask_BT[kept_K]
         return True
-
-
-def draw_tokens(logits_BV: torch.Tensor, samplings: Sequence[Sampling], position: int) -> list[int]:
-    """One token id a row, by that row's own sampling."""
-    if all(s.temperature == 0.0 for s in samplings):
-        ids: list[int] = logits_BV.argmax(dim=-1).tolist()
-        return ids
-    rows = logits_BV.float().cpu().numpy()
-    return [pick_token(row, s, position) for row, s in zip(rows, samplings, strict=True)]

@@ -26,8 +26,8 @@ from serve.engines.onnx_rows import (
     READ_TOKENS,
     open_session,
 )
-from serve.engines.sampling import pick_token
-from serve.engines.stepping import Rows
+from serve.engines.sampling import pick_tokens
+from serve.engines.stepping import Rows, left_padded
 from serve.engines.stopping import token_ids
 from serve.errors import EngineError
 from serve.messages import Message, Sampling
@@ -77,11 +77,9 @@ class PlainRows:
     """Prompts padded on the left, with the keys and values of what was read."""
 
     def __init__(self, graph: PlainGraph, prompts: Sequence[Sequence[int]]) -> None:
-        self._graph, width = graph, max(map(len, prompts))
-        missing = [width - len(prompt) for prompt in prompts]
-        ids_BT = np.array([[0] * m + [*p] for m, p in zip(missing, prompts, strict=True)], np.int64)
-        self._mask_BT = np.array([[0] * m + [1] * (width - m) for m in missing], np.int64)
-        at_once = max(1, READ_TOKENS // width)
+        self._graph = graph
+        ids_BT, self._mask_BT = (np.array(rows, np.int64) for rows in left_padded(prompts, pad=0))
+        at_once = max(1, READ_TOKENS // ids_BT.shape[1])
         parts = []
         for start in range(0, len(prompts), at_once):
             rows = slice(start, start + at_once)
@@ -94,10 +92,7 @@ class PlainRows:
         }
 
     def draw(self, samplings: Sequence[Sampling], position: int) -> list[int]:
-        return [
-            pick_token(logits_V, sampling, position)
-            for sampling, logits_V in zip(samplings, self.logits_BV, strict=True)
-        ]
+        return pick_tokens(self.logits_BV, samplings, position)
 
     def append(self, tokens: Sequence[int]) -> None:
         ids_B1 = np.array(tokens, np.int64)[:, None]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from serve.engines.base import LogitsTV
-from serve.engines.sampling import pick_token
+from serve.engines.sampling import pick_tokens
 from serve.hardware import cores
 from serve.messages import Sampling
 
@@ -99,10 +99,7 @@ class RaggedRows:
             start += rows
 
     def draw(self, samplings: Sequence[Sampling], position: int) -> list[int]:
-        return [
-            pick_token(logits_V, sampling, position)
-            for sampling, logits_V in zip(samplings, self.logits_BV, strict=True)
-        ]
+        return pick_tokens(self.logits_BV, samplings, position)
 
     def append(self, tokens: Sequence[int]) -> None:
         self._lengths_B = self._lengths_B + 1

@@ -7,6 +7,8 @@ travel in change nothing. Nucleus sampling: Holtzman et al. 2020, section 3.1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -32,6 +34,16 @@ def pick_token(logits_V: npt.NDArray[np.float32], sampling: Sampling, position: 
     draw = uniform(sampling.seed, position) * cumulative_K[-1]
     rank = min(int(np.searchsorted(cumulative_K, draw, side="right")), len(cumulative_K) - 1)
     return int(ids_K[order_K[rank]])
+
+
+def pick_tokens(
+    logits_BV: Iterable[npt.NDArray[np.float32]], samplings: Sequence[Sampling], position: int
+) -> list[int]:
+    """One token id a row, by that row's own sampling."""
+    return [
+        pick_token(row_V, sampling, position)
+        for row_V, sampling in zip(logits_BV, samplings, strict=True)
+    ]
 
 
 def uniform(seed: int, position: int) -> float:

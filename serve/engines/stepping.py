@@ -29,6 +29,15 @@ class Rows(Protocol):
         ...
 
 
+def left_padded(
+    prompts: Sequence[Sequence[int]], pad: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids (B, T) of prompts that end together, and the mask (B, T) of what is theirs."""
+    width = max(map(len, prompts))
+    ids = [[pad] * (width - len(prompt)) + [*prompt] for prompt in prompts]
+    return ids, [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+
+
 def steps(
     rows: Rows, answers: list[Answer], ends: Collection[int], context_tokens: int
 ) -> Iterator[list[Answer]]:

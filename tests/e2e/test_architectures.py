@@ -7,7 +7,6 @@ is tested is how each architecture is converted, rendered and run, not what it k
 import logging
 import shutil
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,10 +33,10 @@ from quant.gguf_reader import matrices, values_of
 from quant.inspect import inspect
 from quant.onnx import export
 from quant.parity import conversations
-from quant.proof import prove, reference_of
+from quant.proof import reference_of
 from serve.engines import load_engine
-from serve.engines.child import load_in_child
 from serve.models import resolve_model
+from tests.e2e.proving import proof
 
 TEACHER = load_recipe(find_recipe("smoke")).teacher
 SIZES = {
@@ -90,19 +89,10 @@ def reference(student, tmp_path_factory):
         return reference_of(engine, asked, held_out, tmp_path_factory.mktemp("reference"))
 
 
-def proof(path: Path, engine: str, reference, exact: bool = False):
-    return prove(
-        path,
-        lambda: load_in_child(engine, path=path, slots=4, context_tokens=1024),
-        reference,
-        exact,
-    )
-
-
 def test_a_gguf_of_it_computes_what_the_checkpoint_computes(student, reference, tmp_path):
     path = tmp_path / "student-F16.gguf"
     convert(student, path)
-    found = proof(path, "llama.cpp", reference, exact=True)
+    found = proof(path, reference, exact=True)
     assert found.fault is None
     assert found.divergence["all"].top1_share > 0.95
 
@@ -110,7 +100,7 @@ def test_a_gguf_of_it_computes_what_the_checkpoint_computes(student, reference, 
 def test_an_onnx_folder_of_it_computes_what_the_checkpoint_computes(student, reference, tmp_path):
     folder = tmp_path / "student-fp32"
     export(student, folder, "fp32")
-    found = proof(folder, "onnxruntime-genai", reference, exact=True)
+    found = proof(folder, reference, exact=True)
     assert found.fault is None
     assert found.divergence["all"].mean_nats < 1e-4
 
@@ -171,7 +161,7 @@ def test_gguf_files_rounded_on_its_traces_are_nearer_to_it(with_examples, refere
         quantize_stage.run(options, {"04-sft": with_examples}, out, CONTEXT)
         files |= {(name, path.stem): path for path in out.glob("student-*.gguf")}
     for key in (("ours", "student-Q4_0"), ("ours", "student-6bpw")):
-        assert proof(files[key], "llama.cpp", reference).fault is None
+        assert proof(files[key], reference).fault is None
     assert inspect(files["ours", "student-6bpw"]).bits_per_weight <= 6.0
     full, plain, ours = (
         matrices(files[key])
@@ -203,7 +193,7 @@ def test_an_onnx_folder_rounded_on_its_traces_is_nearer_to_it(with_examples, ref
             options = OnnxOptions(precisions=("int4",), gptq_tokens=gptq_tokens)
             export_stage.run(options, {"04-sft": with_examples}, out, CONTEXT)
             nodes[name] = round_onnx._nodes(out / "student-int4", model)
-        assert proof(tmp_path / "ours/student-int4", "onnxruntime-genai", reference).fault is None
+        assert proof(tmp_path / "ours/student-int4", reference).fault is None
         moments = moments_of(with_examples, {name: name for name in nodes["ours"]})
         errors = {"plain": 0.0, "ours": 0.0}
         for kind, found in nodes.items():

@@ -6,34 +6,21 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from pipeline.calibration import kept_sequences, load_student
-from pipeline.recipe import find_recipe, load_recipe
 from quant.inspect import inspect
 from quant.onnx import export
-from quant.proof import prove
 from quant.round_onnx import round_again
 from serve.engines.child import load_in_child
 from serve.engines.onnx_rows import Graph, RaggedRows
 from serve.errors import DataError, EngineError, UsageError
-from serve.messages import Message, Request, Sampling
+from serve.messages import Message, Request
+from tests.e2e.proving import proof, requests
 
-RECIPE = load_recipe(find_recipe("smoke"))
-
-
-def requests(**options) -> list[Request]:
-    return [
-        Request(
-            key=str(n),
-            messages=(
-                Message(role="system", content=RECIPE.student.system),
-                Message(role="user", content=f"State the final answer: {n} + {7 * n} ="),
-            ),
-            sampling=Sampling(**{"max_tokens": 24, "seed": n, **options}),
-        )
-        for n in range(1, 16, 2)
-    ]
+# Lengths of prompt differ with them.
+NUMBERS = range(1, 16, 2)
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +33,6 @@ def engine(int8):
     opened = load_in_child("onnxruntime-genai", path=int8, slots=8, context_tokens=512)
     yield opened
     opened.close()
-
-
-def proof(path: Path, reference, exact: bool = False):
-    return prove(
-        path,
-        lambda: load_in_child("onnxruntime-genai", path=path, slots=4, context_tokens=1024),
-        reference,
-        exact,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +70,7 @@ def test_int4_rounded_on_kept_traces_is_nearer_than_the_builders_own(smoke, refe
 
 
 def test_a_stream_says_what_generate_says(engine):
-    request = requests()[2]
+    request = requests(NUMBERS)[2]
     ((_, whole),) = engine.generate([request])
     chunks = list(engine.stream(request.messages, request.sampling))
     assert "".join(c.text for c in chunks) == whole.text
@@ -107,7 +85,7 @@ def test_a_batch_computes_what_the_runtime_computes_for_each_prompt(fp32):
     In float32: int8 activations round otherwise in larger products.
     """
     engine = load_in_child("onnxruntime-genai", path=fp32, slots=8, context_tokens=512)
-    prompts = [engine.prompt_ids(request.messages) for request in requests()]
+    prompts = [engine.prompt_ids(request.messages) for request in requests(NUMBERS)]
     assert len({len(prompt) for prompt in prompts}) > 1
     config = json.loads((fp32 / "genai_config.json").read_text())["model"]["decoder"]
     graph = Graph(fp32 / "model.onnx", config["num_key_value_heads"], config["head_size"])
@@ -128,29 +106,29 @@ def test_a_batch_computes_what_the_runtime_computes_for_each_prompt(fp32):
 
 
 def test_a_batch_answers_every_request(engine):
-    asked = requests()
+    asked = requests(NUMBERS)
     answers = dict(engine.generate(asked))
     assert sorted(answers) == sorted(request.key for request in asked)
     assert all(answer.completion_tokens > 5 for answer in answers.values())
 
 
 def test_each_request_keeps_its_own_seed(engine):
-    asked = requests(temperature=1.0)
+    asked = requests(NUMBERS, temperature=1.0)
     first = {k: c.ids for k, c in engine.generate(asked)}
     assert first == {k: c.ids for k, c in engine.generate(asked[::-1])}
     assert len(set(first.values())) == len(asked)
 
 
 def test_a_stop_string_and_the_token_limit_end_an_answer(engine):
-    whole = dict(engine.generate(requests()))
+    whole = dict(engine.generate(requests(NUMBERS)))
     assert {c.completion_tokens == 24 for c in whole.values() if c.finish == "length"} == {True}
-    cut = dict(engine.generate(requests(stop=("=",))))
+    cut = dict(engine.generate(requests(NUMBERS, stop=("=",))))
     for key, completion in cut.items():
         assert completion.text == whole[key].text.partition("=")[0]
 
 
 def test_scores_are_those_of_its_own_logits(engine):
-    messages = requests()[0].messages
+    messages = requests(NUMBERS)[0].messages
     scores = engine.score(messages, "The answer is 8.")
     prompt = engine.prompt_ids(messages)
     logits = engine.logits([*prompt, *scores.ids]).astype(np.float64)
@@ -209,6 +187,20 @@ def test_a_damaged_folder_is_refused_by_the_step_that_is_there_for_it(
     shutil.copytree(int8, folder)
     damage(folder)
     assert re.match(fault, proof(folder, reference).fault)
+
+
+def test_one_scrambled_matrix_of_the_float_folder_is_refused(fp32, reference, tmp_path):
+    folder = tmp_path / fp32.name
+    shutil.copytree(fp32, folder)
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    (tensor,) = (t for t in graph.initializer if "layers.12.mlp.down_proj" in t.name)
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    shape = (int(place["offset"]), tuple(tensor.dims))
+    data = np.memmap(folder / place["location"], np.float32, "r+", *shape)
+    data[:] = data[::-1].copy()
+    data.flush()
+    found = proof(folder, reference, exact=True)
+    assert re.match(r"parity: an unquantized file is \d\.\d+ nats from the student", found.fault)
 
 
 def test_what_is_no_model_is_refused(tmp_path):

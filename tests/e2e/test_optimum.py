@@ -6,18 +6,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.examine import engine_for
-from pipeline.recipe import find_recipe, load_recipe
 from quant import optimum
 from quant.optimum import for_older_readers
-from quant.proof import prove
 from serve.engines import onnx_plain
 from serve.engines.child import load_in_child
 from serve.engines.onnx_plain import PlainGraph, PlainRows
 from serve.engines.onnx_rows import open_session
 from serve.errors import DataError, EngineError
-from serve.messages import Message, Request, Sampling
+from tests.e2e.proving import proof, requests
 
-RECIPE = load_recipe(find_recipe("smoke"))
+ASKED = [*requests((1, 30, 7000)), *requests((500,), temperature=1.0)]
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +23,6 @@ def fp32(smoke, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("optimum") / "student-fp32"
     optimum.export(smoke.root / "04-sft", folder, "fp32")
     return folder
-
-
-def proof(path: Path, reference, exact: bool = False):
-    return prove(
-        path,
-        lambda: load_in_child(engine_for(path), path=path, slots=4, context_tokens=1024),
-        reference,
-        exact,
-    )
 
 
 def test_the_float_folder_computes_what_the_checkpoint_computes(fp32, reference):
@@ -53,20 +42,6 @@ def test_int8_is_near_and_says_what_it_holds(smoke, reference, tmp_path):
     assert found.inspection.types["int8"] > 200
 
 
-def requests() -> list[Request]:
-    return [
-        Request(
-            key=str(n),
-            messages=(
-                Message(role="system", content=RECIPE.student.system),
-                Message(role="user", content=f"State the final answer: {n} + {7 * n} ="),
-            ),
-            sampling=Sampling(max_tokens=24, temperature=temperature, seed=n),
-        )
-        for n, temperature in ((1, 0.0), (30, 0.0), (500, 1.0), (7000, 0.0))
-    ]
-
-
 @pytest.fixture(scope="module")
 def engine(fp32):
     opened = load_in_child("onnxruntime", path=fp32, slots=8, context_tokens=512)
@@ -75,7 +50,7 @@ def engine(fp32):
 
 
 def test_a_stream_says_what_generate_says(engine):
-    for request in requests():
+    for request in ASKED:
         ((_, whole),) = engine.generate([request])
         chunks = list(engine.stream(request.messages, request.sampling))
         assert "".join(chunk.text for chunk in chunks) == whole.text
@@ -85,7 +60,7 @@ def test_a_stream_says_what_generate_says(engine):
 def test_a_batch_computes_what_each_prompt_gets_alone(fp32, engine, monkeypatch):
     """Read in parts, two more tokens, and a row that left in between."""
     monkeypatch.setattr(onnx_plain, "READ_TOKENS", 120)
-    prompts = [engine.prompt_ids(request.messages) for request in requests()]
+    prompts = [engine.prompt_ids(request.messages) for request in ASKED]
     assert len({len(prompt) for prompt in prompts}) > 1
     rows = PlainRows(PlainGraph(open_session(fp32 / "model.onnx")), prompts)
 
@@ -100,7 +75,7 @@ def test_a_batch_computes_what_each_prompt_gets_alone(fp32, engine, monkeypatch)
         prompts = [[*prompts[row], token] for row in kept]
         rows.append([token] * len(kept))
         check()
-    assert len(dict(engine.generate(requests()))) == 4
+    assert len(dict(engine.generate(ASKED))) == 4
 
 
 def test_an_older_reader_is_told_the_rotary_base():

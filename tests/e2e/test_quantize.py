@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import gguf
@@ -16,18 +17,22 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline.calibration import kept_sequences
-from pipeline.recipe import find_recipe, load_recipe
+from pipeline.prompts import student_messages
+from pipeline.tasks.gym import family_problems
+from pipeline.tasks.judge import Judge
 from quant import imatrix
+from quant.gate import paired_verdict
 from quant.gguf import Encoding, quantize
 from quant.gguf_reader import values_of
 from quant.inspect import inspect_gguf
 from quant.proof import prove
 from quant.sensitivity import weighted_error
+from serve.engines import load_engine
 from serve.engines.child import load_in_child
 from serve.errors import UntrustedFile
+from serve.messages import Request, Sampling
 from serve.models import file_sha256, resolve_model
-
-RECIPE = load_recipe(find_recipe("smoke"))
+from tests.e2e.proving import RECIPE, proof
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +43,6 @@ def full(smoke) -> Path:
 @pytest.fixture(scope="module")
 def matrix(smoke) -> Path:
     return smoke.root / "06-gguf" / "imatrix.gguf"
-
-
-def proof(path: Path, reference, exact: bool = False):
-    return prove(
-        path,
-        lambda: load_in_child("llama.cpp", path=path, slots=4, context_tokens=1024),
-        reference,
-        exact,
-    )
 
 
 def test_the_importance_matrix_is_the_one_llama_cpp_computes(smoke, full, tmp_path):
@@ -175,6 +171,36 @@ def test_a_damaged_file_is_refused_by_the_step_that_is_there_for_it(
     found = proof(path, reference, exact)
     assert found.fault is not None
     assert re.match(fault, found.fault), found.fault
+
+
+def test_two_bits_a_weight_are_failed_by_the_gate(smoke, full, tmp_path):
+    """Where rows are too short for Q2_K, llama.cpp itself falls back to Q4_0."""
+    path = tmp_path / "student-Q2_K.gguf"
+    encoding = Encoding(file_type="Q2_K", overrides=((r"ffn_down", "Q2_K"),))
+    quantize(full, path, encoding, 2)
+    assert inspect_gguf(path).shares == {"Q4_0": 0.75, "Q2_K": 0.25}
+    assert inspect_gguf(path).warnings[0].startswith("Q2_K in name only: 75 % Q4_0, 25 % Q2_K;")
+    sums = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    problems = {p.key: p for p in family_problems("chain_sum", sums, seed=5, size=60)}
+    asked = [
+        Request(
+            key=key,
+            messages=student_messages(RECIPE.student, problem.question),
+            sampling=Sampling(max_tokens=40),
+        )
+        for key, problem in problems.items()
+    ]
+
+    def passed(engine) -> dict[str, bool | None]:
+        with closing(engine), Judge() as judge:
+            answers = engine.generate(asked)
+            return {key: judge.verdict(problems[key], answer).passed for key, answer in answers}
+
+    student = passed(load_engine("transformers", path=smoke.root / "04-sft", slots=64))
+    low = passed(load_in_child("llama.cpp", path=path, slots=16, context_tokens=256))
+    verdict = paired_verdict(path.name, student, low, dict.fromkeys(problems, "sums"), margin=0.03)
+    assert (verdict.outcome, verdict.unscored) == ("fail", 0)
+    assert verdict.high < -0.1
 
 
 def test_a_flipped_bit_is_refused_before_the_file_is_opened(full, tmp_path):

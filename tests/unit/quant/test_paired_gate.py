@@ -71,6 +71,20 @@ def test_what_was_not_scored_on_either_side_is_on_neither():
     assert verdict.difference is None
 
 
+def test_a_student_that_can_lose_nothing_proves_nothing():
+    wrong = {f"w-{n}": False for n in range(18)}
+    families = dict.fromkeys(wrong, "f")
+    verdict = paired_verdict("a", wrong, wrong, families, margin=0.03)
+    assert verdict.outcome == "inconclusive"
+    assert verdict.why == "the student is right on none of 18 items: there is nothing to lose"
+    some = merged(items(2, 0, 0), (wrong, wrong, families))
+    verdict = paired_verdict("a", *some, margin=0.4)
+    assert verdict.why == (
+        "+0.0 points [0.0, 0.0]: within 40 points, and no larger drop could show: "
+        "the student has 10.0 %"
+    )
+
+
 def test_a_second_look_asks_more_of_the_same_answers():
     once = paired_verdict("a", *items(860, 18, 22), margin=0.03)
     twice = paired_verdict("a", *items(860, 18, 22), margin=0.03, looks=2)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from pipeline.examine import SFT, ArtifactRung, Rung, artifact_rungs, checkpoint_rung, examine
+from pipeline.examine import SFT, ArtifactRung, artifact_rungs, checkpoint_rung, examine
 from pipeline.held_out import held_out_traces
 from pipeline.ladder import Judged
 from pipeline.memory import give_back_memory, keep_freed_memory
@@ -22,13 +23,14 @@ from pipeline.records import Problem
 from pipeline.run import Context
 from pipeline.store import read_records, write_json, write_records
 from pipeline.tasks.judge import Judge
-from quant.gate import GateVerdict, paired_verdict
+from quant.gate import ALPHA, GateVerdict, paired_verdict
 from quant.parity import conversations
 from quant.proof import Proof, Reference, prove, reference_of
 from quant.select import Candidate, choose
+from quant.stats import alpha_per_look
 from serve.engines import load_engine
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 LIBRARIES = (
     "llama-cpp-python",
     "onnxruntime",
@@ -130,37 +132,40 @@ def _verdicts(
     out: Path,
     context: Context,
 ) -> tuple[dict[str, GateVerdict], list[Judged]]:
-    """A verdict on the evaluation's answers, and on more items where those leave it open."""
+    """A verdict on the evaluation's answers, and on as many more while those leave it open."""
     student, evaluation, options = config
-    first = [
+    answers = [
         a for a in read_records(inputs["08-evaluate"] / "answers.jsonl", Judged) if a.sample == 0
     ]
+    first, size = len(answers), sum(a.rung == SFT for a in answers)
     problems = list(read_records(inputs["01-problems"] / "gate.jsonl", Problem))
-    looks = 2 if problems else 1
+    steps = [problems[at : at + size] for at in range(0, len(problems), size)]
+    sizes = list(accumulate(map(len, steps), initial=size))
+    alpha = alpha_per_look(sizes, ALPHA)
 
-    def verdict(rung: ArtifactRung, answers: Sequence[Judged], last: bool) -> GateVerdict:
+    def verdict(rung: ArtifactRung, last: bool) -> GateVerdict:
         return paired_verdict(
             rung.name,
             _passed(answers, SFT),
             _passed(answers, rung.name),
             {a.item: a.family for a in answers if a.rung == SFT},
             options.margin_points / 100,
-            looks,
+            alpha,
             last,
         )
 
-    verdicts = {rung.name: verdict(rung, first, last=not problems) for rung in rungs}
-    open_rungs = [r for r in rungs if verdicts[r.name].outcome == "inconclusive"]
-    more: list[Judged] = []
-    if problems and open_rungs:
-        greedy = evaluation.model_copy(update={"k_items": 0})
-        asked: list[Rung] = [checkpoint_rung(inputs["04-sft"], student, evaluation), *open_rungs]
-        with Judge() as judge:
-            for rung in asked:
-                more += examine(rung, problems, greedy, out, judge, context)
+    verdicts = {rung.name: verdict(rung, last=not steps) for rung in rungs}
+    greedy = evaluation.model_copy(update={"k_items": 0})
+    with Judge() as judge:
+        for look, step in enumerate(steps, start=1):
+            still = [r for r in rungs if verdicts[r.name].outcome == "inconclusive"]
+            if not still:
+                break
+            for rung in (checkpoint_rung(inputs["04-sft"], student, evaluation), *still):
+                answers += examine(rung, step, greedy, out, judge, context)
                 give_back_memory()
-        verdicts |= {rung.name: verdict(rung, [*first, *more], last=True) for rung in open_rungs}
-    return verdicts, more
+            verdicts |= {rung.name: verdict(rung, last=look == len(steps)) for rung in still}
+    return verdicts, answers[first:]
 
 
 def _passed(answers: Sequence[Judged], rung: str) -> dict[str, bool | None]:

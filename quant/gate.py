@@ -67,38 +67,29 @@ def paired_verdict(
     answers: Answers,
     families: Mapping[str, str],
     margin: float,
-    looks: int = 1,
+    alpha: float = ALPHA,
     last: bool = True,
 ) -> GateVerdict:
     """The verdict on `answers` (item -> right, wrong or None) beside the student's on those items.
 
-    `families` names each item's family. `looks` is how often this comparison may be made in all:
-    each look then gets its share of the error (Bonferroni), so that asking more items when the
-    first were too few does not make passing by luck likelier. Before the `last` look only a drop
-    that is beyond the margin for certain fails. A student that is right on nothing proves nothing.
+    `families` names each item's family. `alpha` is the error this comparison may make
+    (`alpha_per_look` where it is one of several), so that asking more items when the first were too
+    few does not make passing by luck likelier. Before the `last` look only a drop that is beyond
+    the margin for certain fails. A student that is right on nothing proves nothing.
     """
     both = [i for i in families if student.get(i) is not None and answers.get(i) is not None]
-    unscored = len(families) - len(both)
     right = sum(bool(student[i]) for i in both)
-    why = None
-    if not both or unscored > UNSCORED_SHARE * len(families):
-        why = f"{unscored} of {len(families)} items could not be scored on both sides"
-    elif right == 0:
-        why = f"the student is right on none of {len(both)} items: there is nothing to lose"
-    if why:
+    counts = {"items": len(both), "unscored": len(families) - len(both)}
+    nothing = _no_verdict(right, **counts)
+    if nothing:
         return GateVerdict(
-            artifact=artifact,
-            outcome="inconclusive",
-            why=why,
-            margin=margin,
-            items=len(both),
-            unscored=unscored,
+            artifact=artifact, outcome="inconclusive", why=nothing, margin=margin, **counts
         )
     gained, lost = _flips(both, student, answers)
-    low, high = bootstrap_interval(gained, lost, len(both), 1 - ALPHA / looks)
+    low, high = bootstrap_interval(gained, lost, len(both), 1 - alpha)
     by_family = _families(both, student, answers, families)
     difference = (gained - lost) / len(both)
-    outcome, why = _outcome(difference, low, high, by_family, margin, last)
+    outcome, why = _outcome(difference, low, high, by_family, margin, alpha, last)
     detectable = smallest_detectable_drop(len(both), (gained + lost) / len(both))
     if outcome == "inconclusive":
         why += f"; {len(both)} items show drops from {100 * detectable:.1f} points"
@@ -109,8 +100,7 @@ def paired_verdict(
         outcome=outcome,
         why=why,
         margin=margin,
-        items=len(both),
-        unscored=unscored,
+        **counts,
         student_accuracy=right / len(both),
         accuracy=sum(bool(answers[i]) for i in both) / len(both),
         difference=difference,
@@ -122,6 +112,14 @@ def paired_verdict(
         detectable_drop=detectable,
         families=by_family,
     )
+
+
+def _no_verdict(right: int, items: int, unscored: int) -> str | None:
+    if items == 0 or unscored > UNSCORED_SHARE * (items + unscored):
+        return f"{unscored} of {items + unscored} items could not be scored on both sides"
+    if right == 0:
+        return f"the student is right on none of {items} items: there is nothing to lose"
+    return None
 
 
 def _flips(items: list[str], student: Answers, answers: Answers) -> tuple[int, int]:
@@ -158,12 +156,13 @@ def _outcome(
     high: float,
     families: Mapping[str, FamilyVerdict],
     margin: float,
+    alpha: float,
     last: bool,
 ) -> tuple[Outcome, str]:
     worse = [
         name
         for name, family in families.items()
-        if family.p_holm < ALPHA and family.difference < -margin
+        if family.p_holm < alpha and family.difference < -margin
     ]
     shown = f"{100 * difference:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
     if worse:

@@ -11,6 +11,7 @@ import numpy as np
 Z_95 = 1.959963984540054
 Z_ALPHA, Z_POWER = 1.6448536269514722, 0.8416212335729143
 RESAMPLES = 20_000
+WALKS = 1_000_000
 
 
 class Interval(NamedTuple):
@@ -98,6 +99,21 @@ def bootstrap_interval(
     differences = (draws[:, 0] - draws[:, 1]) / items
     low, high = np.quantile(differences, [1 - confidence, confidence])
     return Interval(float(low), float(high))
+
+
+def alpha_per_look(items: Sequence[int], alpha: float) -> float:
+    """The one-sided level of each of several looks at one growing sample, `alpha` over all of them.
+
+    `items`: how many there are at each look. A constant boundary (Pocock 1977) for looks at just
+    these sizes: the running means of a million random walks cross it with probability `alpha`.
+    """
+    rng = np.random.default_rng(0)
+    walk, highest = np.zeros(WALKS), np.full(WALKS, -np.inf)
+    for size, step in zip(items, np.diff(items, prepend=0), strict=True):
+        walk += rng.standard_normal(WALKS) * math.sqrt(step)
+        np.maximum(highest, walk / math.sqrt(size), out=highest)
+    boundary = float(np.quantile(highest, 1 - alpha))
+    return math.erfc(boundary / math.sqrt(2)) / 2
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The gate's second look, the held-out traces it measures along, and its table."""
+"""The gate's later looks, the held-out traces it measures along, and its table."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -54,13 +54,13 @@ def inputs(tmp_path):
     return {name: tmp_path / name for name in ("01-problems", "04-sft", "08-evaluate")}
 
 
-def verdicts(inputs, monkeypatch, right_of_600: int):
+def verdicts(inputs, monkeypatch, lost_of_300: int):
     asked = []
 
     def answer(rung, problems, options, *_):
         asked.append((rung.name, len(problems), options.k_items))
-        right = 600 if rung.name == SFT else right_of_600
-        return [judged(rung.name, p.key, n < right) for n, p in enumerate(problems)]
+        lost = 0 if rung.name == SFT else lost_of_300
+        return [judged(rung.name, p.key, n >= lost) for n, p in enumerate(problems)]
 
     monkeypatch.setattr(gate, "examine", answer)
     monkeypatch.setattr(gate, "checkpoint_rung", lambda *_: replace(rung(SFT), name=SFT))
@@ -70,22 +70,30 @@ def verdicts(inputs, monkeypatch, right_of_600: int):
 
 
 def test_only_what_is_open_is_asked_more(inputs, monkeypatch):
-    found, more, asked = verdicts(inputs, monkeypatch, 598)
-    assert asked == [(SFT, 600, 0), ("B", 600, 0)]
-    assert len(more) == 1200
+    found, more, asked = verdicts(inputs, monkeypatch, 1)
+    assert asked == [(SFT, 300, 0), ("B", 300, 0)]
+    assert len(more) == 600
     assert (found["A"].items, found["A"].outcome) == (300, "pass")
+    assert (found["B"].items, found["B"].outcome) == (600, "pass")
+    assert found["B"].difference == pytest.approx((4 - 10 - 1) / 600)
+
+
+def test_what_stays_open_is_asked_again(inputs, monkeypatch):
+    found, more, asked = verdicts(inputs, monkeypatch, 5)
+    assert [name for name, *_ in asked] == [SFT, "B", SFT, "B"]
+    assert len(more) == 1200
     assert (found["B"].items, found["B"].outcome) == (900, "pass")
-    assert found["B"].difference == pytest.approx((4 - 10 - 2) / 900)
+    assert found["B"].difference == pytest.approx((4 - 10 - 10) / 900)
 
 
-def test_more_items_can_show_a_fall(inputs, monkeypatch):
-    found, _, _ = verdicts(inputs, monkeypatch, 560)
-    assert (found["B"].outcome, found["B"].lost) == ("fail", 50)
+def test_a_certain_fall_is_not_asked_about_again(inputs, monkeypatch):
+    found, _, asked = verdicts(inputs, monkeypatch, 60)
+    assert (found["B"].outcome, found["B"].lost, len(asked)) == ("fail", 70, 2)
 
 
 def test_without_more_items_it_stays_open(inputs, monkeypatch):
     (inputs["01-problems"] / "gate.jsonl").write_text("")
-    found, more, asked = verdicts(inputs, monkeypatch, 600)
+    found, more, asked = verdicts(inputs, monkeypatch, 0)
     assert (found["B"].outcome, more, asked) == ("inconclusive", [], [])
 
 

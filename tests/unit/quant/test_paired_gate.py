@@ -1,9 +1,11 @@
 """The verdict: what passes, what fails, and what too few items cannot say."""
 
+import numpy as np
 import pytest
 
 from quant.gate import paired_verdict
 from quant.select import Candidate, choose
+from quant.stats import alpha_per_look, bootstrap_interval
 
 
 def items(same: int, gained: int, lost: int, family: str = "f") -> tuple[dict, dict, dict]:
@@ -85,19 +87,33 @@ def test_a_student_that_can_lose_nothing_proves_nothing():
     )
 
 
-def test_a_second_look_asks_more_of_the_same_answers():
+def test_one_look_of_several_asks_more_of_the_same_answers():
     once = paired_verdict("a", *items(860, 18, 22), margin=0.03)
-    twice = paired_verdict("a", *items(860, 18, 22), margin=0.03, looks=2)
-    assert twice.low < once.low < once.high < twice.high
+    thrice = paired_verdict("a", *items(860, 18, 22), margin=0.03, alpha=0.023)
+    assert thrice.low < once.low < once.high < thrice.high
 
 
-def test_a_drop_is_certain_at_the_first_look_or_asked_about_again():
+def test_a_drop_is_certain_before_the_last_look_or_asked_about_again():
     counts = items(278, 6, 16)
-    assert paired_verdict("a", *counts, margin=0.03, looks=2).outcome == "fail"
-    first = paired_verdict("a", *counts, margin=0.03, looks=2, last=False)
+    assert paired_verdict("a", *counts, margin=0.03, alpha=0.025).outcome == "fail"
+    first = paired_verdict("a", *counts, margin=0.03, alpha=0.025, last=False)
     assert (first.outcome, first.high < 0) == ("inconclusive", True)
-    certain = paired_verdict("a", *items(250, 2, 48), margin=0.03, looks=2, last=False)
+    certain = paired_verdict("a", *items(250, 2, 48), margin=0.03, alpha=0.025, last=False)
     assert (certain.outcome, certain.high < -0.03) == ("fail", True)
+
+
+def test_three_looks_pass_a_drop_at_the_margin_no_oftener_than_one():
+    """2,000 artifacts that really are 3 points worse, judged as they are answered."""
+    sizes, rng = (300, 600, 900), np.random.default_rng(3)
+    alpha = alpha_per_look(sizes, 0.05)
+    passed = 0
+    for _ in range(2000):
+        steps = rng.multinomial(300, [0.02, 0.05, 0.93], size=3).cumsum(axis=0)
+        passed += any(
+            bootstrap_interval(int(gained), int(lost), size, 1 - alpha).low > -0.03
+            for size, (gained, lost, _) in zip(sizes, steps, strict=True)
+        )
+    assert passed / 2000 == pytest.approx(0.05, abs=0.015)
 
 
 def candidate(name: str, size: int, rate: float, kl: float, outcome: str = "pass") -> Candidate:

@@ -1,7 +1,10 @@
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
 from quant.stats import (
+    alpha_per_look,
     bootstrap_interval,
     holm,
     mcnemar_exact,
@@ -10,6 +13,15 @@ from quant.stats import (
     smallest_detectable_drop,
     wilson,
 )
+
+
+@pytest.mark.parametrize(
+    ("looks", "boundary"), [(1, 1.645), (2, 1.875), (3, 1.992), (4, 2.067), (5, 2.122)]
+)
+def test_boundaries_are_those_of_pocock_s_table(looks, boundary):
+    """Jennison and Turnbull 1999, table 2.1, two-sided 10 %."""
+    level = alpha_per_look([300 * (n + 1) for n in range(looks)], 0.05)
+    assert NormalDist().inv_cdf(1 - level) == pytest.approx(boundary, abs=0.005)
 
 
 def test_wilson_matches_the_published_example():

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import describe
+from benchmarks.peer import one_at_a_time
 from pipeline.asking import with_openings
 from pipeline.prompts import teacher_messages
 from pipeline.recipe import Recipe, find_recipe, load_recipe
@@ -22,7 +23,6 @@ from pipeline.records import Problem
 from pipeline.tasks.gym import family_problems
 from pipeline.teacher import encoding, teacher_file
 from serve.engines import load_engine
-from serve.hardware import cores
 from serve.messages import Request, Sampling
 from serve.models import resolve_model
 
@@ -36,10 +36,8 @@ def problems(recipe: Recipe, per_family: int) -> list[Problem]:
     ]
 
 
-def ours(recipe: Recipe, path: Path, asked: list[Problem], slots: int) -> float:
-    """Completion tokens a second of the batched engine, model load not counted."""
-    engine = load_engine("llama.cpp", path=path, slots=slots, context_tokens=1024)
-    requests = [
+def requests_for(recipe: Recipe, asked: list[Problem]) -> list[Request]:
+    return [
         Request(
             key=str(i),
             messages=teacher_messages(recipe.teacher, problem.question, problem.family),
@@ -47,6 +45,11 @@ def ours(recipe: Recipe, path: Path, asked: list[Problem], slots: int) -> float:
         )
         for i, problem in enumerate(asked)
     ]
+
+
+def ours(path: Path, requests: list[Request], slots: int) -> float:
+    """Completion tokens a second of the batched engine, model load not counted."""
+    engine = load_engine("llama.cpp", path=path, slots=slots, context_tokens=1024)
     started_s = time.monotonic()
     tokens = sum(c.completion_tokens for _, c in engine.generate(with_openings(requests)))
     took_s = time.monotonic() - started_s
@@ -54,34 +57,9 @@ def ours(recipe: Recipe, path: Path, asked: list[Problem], slots: int) -> float:
     return tokens / took_s
 
 
-def theirs(recipe: Recipe, asked: list[Problem]) -> float:
+def theirs(path: Path, requests: list[Request]) -> float:
     """Completion tokens a second of the library's own chat call."""
-    from llama_cpp import Llama
-
-    model = Llama(
-        str(_model(recipe)),
-        n_ctx=1024,
-        n_threads=cores(),
-        n_threads_batch=cores(),
-        use_mmap=False,
-        verbose=False,
-    )
-    tokens = 0
-    started_s = time.monotonic()
-    for i, problem in enumerate(asked):
-        reply = model.create_chat_completion(
-            [
-                m.model_dump()
-                for m in teacher_messages(recipe.teacher, problem.question, problem.family)
-            ],
-            temperature=0.3,
-            top_p=0.95,
-            max_tokens=160,
-            seed=i,
-        )
-        tokens += reply["usage"]["completion_tokens"]
-    took_s = time.monotonic() - started_s
-    model.close()
+    took_s, tokens = one_at_a_time(path, requests)
     return tokens / took_s
 
 
@@ -97,16 +75,19 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=32)
     options = parser.parse_args()
     recipe = load_recipe(find_recipe("default"))
-    asked, alone = problems(recipe, options.per_family), problems(recipe, options.single)
+    asked, alone = (
+        requests_for(recipe, problems(recipe, count))
+        for count in (options.per_family, options.single)
+    )
     files = {f"batched, {encoding(recipe.teacher)}": teacher_file(recipe.teacher)}
     files["batched, published file"] = _model(recipe)
     print(describe("llama-cpp-python"))
     print(f"{len(asked)} problems batched over {options.slots} slots, {len(alone)} one at a time")
     rates: dict[str, list[float]] = {"one at a time": [], **{name: [] for name in files}}
     for _ in range(options.rounds):
-        rates["one at a time"].append(theirs(recipe, alone))
+        rates["one at a time"].append(theirs(_model(recipe), alone))
         for name, path in files.items():
-            rates[name].append(ours(recipe, path, asked, options.slots))
+            rates[name].append(ours(path, asked, options.slots))
     single = statistics.median(rates["one at a time"])
     for name, values in rates.items():
         median = statistics.median(values)

@@ -42,6 +42,8 @@ LIBRARIES = (
     "math-verify",
 )
 FORMATS = ("GGUF", "ONNX")
+# Of asking more: every further look costs all of them some of their power.
+MOST_STEPS = 4
 TEACHER, EXACT = "teacher", ("GGUF F16", "GGUF F32", "GGUF BF16", "ONNX fp32")
 
 Config = tuple[StudentOptions, EvaluateOptions, GateOptions]
@@ -139,7 +141,8 @@ def _verdicts(
     ]
     first, size = len(answers), sum(a.rung == SFT for a in answers)
     problems = list(read_records(inputs["01-problems"] / "gate.jsonl", Problem))
-    steps = [problems[at : at + size] for at in range(0, len(problems), size)]
+    each = max(size, -(-len(problems) // MOST_STEPS))
+    steps = [problems[at : at + each] for at in range(0, len(problems), each)]
     sizes = list(accumulate(map(len, steps), initial=size))
     alpha = alpha_per_look(sizes, ALPHA)
 

@@ -86,6 +86,14 @@ def test_what_stays_open_is_asked_again(inputs, monkeypatch):
     assert found["B"].difference == pytest.approx((4 - 10 - 10) / 900)
 
 
+def test_many_more_items_are_asked_in_four_steps(inputs, monkeypatch):
+    more = [problem(i) for i in range(3000)]
+    write_records(inputs["01-problems"] / "gate.jsonl", more)
+    found, _, asked = verdicts(inputs, monkeypatch, 0)
+    assert asked == [(SFT, 750, 0), ("B", 750, 0)]
+    assert (found["B"].items, found["B"].outcome) == (1050, "pass")
+
+
 def test_a_certain_fall_is_not_asked_about_again(inputs, monkeypatch):
     found, _, asked = verdicts(inputs, monkeypatch, 60)
     assert (found["B"].outcome, found["B"].lost, len(asked)) == ("fail", 70, 2)

@@ -20,8 +20,9 @@ from pipeline.recipe import GgufOptions
 from pipeline.run import Context
 from pipeline.store import write_json
 from quant import imatrix
-from quant.budget import EMBEDDING, allocate, groups_of, overrides_of
+from quant.budget import allocate, groups_of, overrides_of
 from quant.gguf import Encoding, architecture_of, convert, gguf_name, quantize
+from quant.gguf_reader import EMBEDDING
 from quant.inspect import inspect_gguf
 from quant.round_gguf import round_again
 from quant.sensitivity import price_groups, rounds_of

@@ -13,8 +13,6 @@ from typing import NamedTuple
 from serve.errors import DataError, UsageError
 
 BANDS = 5
-# Looked up, never multiplied by, unless it is the head as well.
-EMBEDDING = "token_embd.weight"
 
 
 class Price(NamedTuple):

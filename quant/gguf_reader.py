@@ -11,6 +11,8 @@ import numpy.typing as npt
 from gguf import GGUFReader, GGUFValueType
 from gguf.quants import dequantize
 
+# The embedding is looked up, never multiplied by, unless it is the head as well.
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 # Longer arrays are vocabularies, merges and scores.
 LONG_ARRAY = 1024
 ARRAY_HEAD = struct.Struct("<IQ")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from quant.gguf_reader import EMBEDDING, HEAD
 from serve.errors import DataError
 
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -62,7 +63,7 @@ def _squares(inputs_TC: Any) -> Any:
 def head_name(model: Any) -> str:
     """GGUF name of the weight that reads the last hidden states."""
     tied = model.config.get_text_config().tie_word_embeddings
-    return "token_embd.weight" if tied else "output.weight"
+    return EMBEDDING if tied else HEAD
 
 
 def gguf_names(model: Any, architecture: str) -> dict[str, str]:

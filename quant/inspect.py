@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from quant.gguf_reader import EMBEDDING, HEAD
 from serve.engines.stopping import token_ids
 from serve.errors import DataError
 from serve.messages import Record
@@ -26,7 +27,7 @@ MAIN_TYPES = {
     "IQ4_XS": "IQ4_XS",
 }
 # Written apart from the layers, in a type of their own.
-APART = ("token_embd.weight", "output.weight")
+APART = (EMBEDDING, HEAD)
 LIE_SHARE = 0.5
 
 

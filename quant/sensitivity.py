@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quant.budget import EMBEDDING, Price, groups_of, overrides_of
+from quant.budget import Price, groups_of, overrides_of
 from quant.gguf import architecture_of
-from quant.gguf_reader import matrices, values_of
+from quant.gguf_reader import EMBEDDING, matrices, values_of
 from quant.imatrix import ImportanceMatrix, gguf_names, head_name
 from serve.errors import DataError
 

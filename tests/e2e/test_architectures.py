@@ -163,6 +163,8 @@ def test_gguf_files_rounded_on_its_traces_are_nearer_to_it(with_examples, refere
     for key in (("ours", "student-Q4_0"), ("ours", "student-6bpw")):
         assert proof(files[key], reference).fault is None
     assert inspect(files["ours", "student-6bpw"]).bits_per_weight <= 6.0
+    bits = [inspect(files[kind, "student-Q4_0"]).bits_per_weight for kind in ("plain", "ours")]
+    assert bits[0] == bits[1]
     full, plain, ours = (
         matrices(files[key])
         for key in (("ours", "student-F16"), ("plain", "student-Q4_0"), ("ours", "student-Q4_0"))

@@ -107,6 +107,8 @@ def alpha_per_look(items: Sequence[int], alpha: float) -> float:
     `items`: how many there are at each look. A constant boundary (Pocock 1977) for looks at just
     these sizes: the running means of a million random walks cross it with probability `alpha`.
     """
+    if len(items) == 1:
+        return alpha
     rng = np.random.default_rng(0)
     walk, highest = np.zeros(WALKS), np.full(WALKS, -np.inf)
     for size, step in zip(items, np.diff(items, prepend=0), strict=True):

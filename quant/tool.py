@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from serve.errors import EngineError
+
+EXCEPTION = re.compile(r"[\w.]+(Error|Exception): ")
 
 
 def run_tool(
@@ -17,7 +20,7 @@ def run_tool(
     environment: Mapping[str, str] | None = None,
     writes: Path | None = None,
 ) -> None:
-    """Raises EngineError with the last line of `command`'s stderr, or when it takes too long.
+    """Raises EngineError with the reason in `command`'s stderr, or when it takes too long.
 
     `writes` is a file that must be there afterwards.
     """
@@ -33,5 +36,10 @@ def run_tool(
     except subprocess.TimeoutExpired as error:
         raise EngineError(f"{name} took over {timeout_s:g} s") from error
     if done.returncode != 0 or (writes and not writes.exists()):
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise EngineError(f"{name} ended with {done.returncode}: {lines[-1]}")
+        raise EngineError(f"{name} ended with {done.returncode}: {_reason(done.stderr)}")
+
+
+def _reason(stderr: str) -> str:
+    """The last line; of a Python traceback the one that names the exception, advice follows it."""
+    lines = stderr.strip().splitlines() or ["no message"]
+    return next((line for line in reversed(lines) if EXCEPTION.match(line)), lines[-1])

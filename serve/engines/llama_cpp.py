@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from serve.engines.answer import Answer, check_length, chunks
 from serve.engines.base import LogitsTV
 from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
+from serve.engines.prefixes import Prompt, Prompts, by_lead
 from serve.engines.sampling import pick_token
 from serve.engines.scoring import scores_of
 from serve.errors import EngineError
@@ -43,22 +43,11 @@ def load(
     return LlamaCppEngine(path, slots, context_tokens, threads or os.cpu_count() or 1)
 
 
-class _Prompt(NamedTuple):
-    """Token ids of a prompt, cut where the part shared by equal leading messages ends."""
-
-    shared: tuple[int, ...]
-    own: tuple[int, ...]
-
-    @property
-    def length(self) -> int:
-        return len(self.shared) + len(self.own)
-
-
 @dataclass(slots=True)
 class _Sequence:
     """An answer in a slot, and the prompt it was put there with."""
 
-    prompt: _Prompt
+    prompt: Prompt
     answer: Answer
 
     @property
@@ -82,8 +71,8 @@ class LlamaCppEngine:
         self.model = LlamaModel(path, self._slots + 2, context_tokens, threads)
         self._template = self.model.chat_template()
         self._prefix_ids: tuple[int, ...] | None = None
-        self._prompt_read: tuple[_Prompt, LogitsTV] | None = None
-        self._shared_by_lead: dict[tuple[Message, ...], tuple[int, ...]] = {}
+        self._prompt_read: tuple[Prompt, LogitsTV] | None = None
+        self._prompts = Prompts(self.prompt_ids)
         self._lock = threading.Lock()
         self._piece = cache(self.model.piece)
 
@@ -102,7 +91,7 @@ class LlamaCppEngine:
 
     def _generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
         # Requests with the same leading messages are neighbours, so each prefix is decoded once.
-        pending = deque(sorted(requests, key=lambda r: hash_free_lead(r.messages)))
+        pending = deque(sorted(requests, key=lambda r: by_lead(r.messages)))
         active: dict[int, _Sequence] = {}
         rows = self._slots
         while pending or active:
@@ -118,7 +107,7 @@ class LlamaCppEngine:
 
     def _admit(self, slot: int, request: Request) -> _Sequence:
         """Put one prompt into `slot` and draw its first token."""
-        prompt = self._prompt(request.messages, request.opening)
+        prompt = self._prompts.cut(request.messages, request.opening)
         check_length(prompt.length, self.model.context_tokens, self.name, request)
         sequence = _Sequence(prompt, Answer(request, prompt.length, self._decode))
         logits_V = self._read_prompt(prompt)
@@ -127,21 +116,25 @@ class LlamaCppEngine:
         self._accept(sequence, logits_V)
         return sequence
 
-    def _read_prompt(self, prompt: _Prompt) -> LogitsTV:
+    def _read_prompt(self, prompt: Prompt) -> LogitsTV:
         """Decode `prompt` into its stream unless it is there; the logits (V,) that follow it."""
         if self._prompt_read is None or self._prompt_read[0] != prompt:
             self._prompt_read = None
-            if prompt.shared and prompt.shared != self._prefix_ids:
-                self._prefix_ids = None
-                self.model.clear_sequence(self._prefix_stream)
-                self._prefill(self._prefix_stream, prompt.shared, 0)
-                self._prefix_ids = prompt.shared
-            self.model.clear_sequence(self._prompt_stream)
-            if prompt.shared:
-                self.model.copy_sequence(self._prefix_stream, self._prompt_stream)
+            self._read_shared(prompt, self._prompt_stream)
             row = self._prefill(self._prompt_stream, prompt.own, len(prompt.shared))
             self._prompt_read = (prompt, self.model.logits(row).copy())
         return self._prompt_read[1]
+
+    def _read_shared(self, prompt: Prompt, slot: int) -> None:
+        """`slot` then holds the shared part of `prompt` alone, decoded once for all that share."""
+        if prompt.shared and prompt.shared != self._prefix_ids:
+            self._prefix_ids = None
+            self.model.clear_sequence(self._prefix_stream)
+            self._prefill(self._prefix_stream, prompt.shared, 0)
+            self._prefix_ids = prompt.shared
+        self.model.clear_sequence(slot)
+        if prompt.shared:
+            self.model.copy_sequence(self._prefix_stream, slot)
 
     def _prefill(self, slot: int, ids: Sequence[int], first_position: int) -> int:
         """Decode `ids` into `slot`; returns the row whose logits follow the last id."""
@@ -198,32 +191,6 @@ class LlamaCppEngine:
             active[target] = active.pop(slot)
         return rows
 
-    def _prompt(self, messages: tuple[Message, ...], opening: str = "") -> _Prompt:
-        ids = tuple(self.prompt_ids(messages))
-        for shared in (self._shared_ids(messages, opening), self._shared_ids(messages, "")):
-            if shared and ids[: len(shared)] == shared and len(ids) > len(shared):
-                return _Prompt(shared, ids[len(shared) :])
-        return _Prompt((), ids)
-
-    def _shared_ids(self, messages: tuple[Message, ...], opening: str) -> tuple[int, ...]:
-        """Ids that every conversation with the same leading messages and `opening` begins with.
-
-        Found by rendering two last messages that go on with different characters, never by
-        comparing the requests at hand: which ones those are must not change where a prompt is cut.
-        """
-        lead = (*messages[:-1], Message(role=messages[-1].role, content=opening))
-        if lead not in self._shared_by_lead:
-            first, second = (
-                self.prompt_ids([*lead[:-1], Message(role=lead[-1].role, content=opening + text)])
-                for text in ("0", "Zebra")
-            )
-            same = next(
-                (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
-                len(first),
-            )
-            self._shared_by_lead[lead] = tuple(first[:same])
-        return self._shared_by_lead[lead]
-
     def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
         """One conversation alone, one row a step: the fastest first token, no padding."""
         with self._lock:
@@ -257,8 +224,3 @@ class LlamaCppEngine:
                 self.model.decode([Row(t, start + i, 0, True) for i, t in enumerate(part)])
                 parts += [self.model.logits(i).copy() for i in range(len(part))]
             return np.stack(parts)
-
-
-def hash_free_lead(messages: tuple[Message, ...]) -> tuple[str, ...]:
-    """A sort key for the leading messages that is the same in every process."""
-    return tuple(f"{m.role}\0{m.content}" for m in messages[:-1])

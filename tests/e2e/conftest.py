@@ -3,21 +3,13 @@
 import os
 import subprocess
 import sys
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
-from pipeline.held_out import held_out_traces
-from pipeline.ladder import Judged
-from pipeline.recipe import find_recipe, load_recipe
-from pipeline.records import Problem
-from pipeline.store import read_records
-from quant.parity import conversations
-from quant.proof import reference_of
-from serve.engines import load_engine
+from pipeline.gate import reference_for
+from tests.e2e.proving import RECIPE
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -54,17 +46,7 @@ def smoke(tmp_path_factory) -> Finished:
 @pytest.fixture(scope="session")
 def reference(smoke, tmp_path_factory):
     """The student's side of every proof, along the teacher's answers to the evaluation."""
-    student = load_recipe(find_recipe("smoke")).student
-    evaluation = smoke.root / "01-problems" / "eval.jsonl"
-    problems = {p.key: p for p in read_records(evaluation, Problem)}
-    answers = [
-        a
-        for a in read_records(smoke.root / "08-evaluate" / "answers.jsonl", Judged)
-        if a.rung == "teacher" and a.sample == 0
-    ]
-    checkpoint = smoke.root / "04-sft"
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    held_out = held_out_traces(answers, problems, student, tokenizer, 500)
-    asked = conversations([p.question for p in problems.values()], student.system, 60)
-    with closing(load_engine("transformers", path=checkpoint, dtype="float32")) as engine:
-        return reference_of(engine, asked, held_out, tmp_path_factory.mktemp("reference"))
+    gate = RECIPE.gate.model_copy(update={"conversations": 60, "divergence_tokens": 500})
+    inputs = {folder.name: folder for folder in smoke.root.iterdir() if folder.is_dir()}
+    config = (RECIPE.student, RECIPE.evaluate, gate)
+    return reference_for(config, inputs, tmp_path_factory.mktemp("reference"))

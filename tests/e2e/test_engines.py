@@ -76,10 +76,11 @@ def test_a_completion_depends_on_its_request_alone(llama, gguf):
 
 def test_an_opening_is_read_once_and_the_prompt_stays_the_same(llama, monkeypatch):
     messages = turns(QUESTIONS[3])
-    plain, opened = llama._prompt(messages), llama._prompt(messages, "What is ")
+    cut = llama._prompts.cut
+    plain, opened = cut(messages), cut(messages, "What is ")
     assert opened.shared + opened.own == plain.shared + plain.own
     assert len(opened.shared) > len(plain.shared) > 0
-    assert llama._prompt(messages, "Who was ") == plain
+    assert cut(messages, "Who was ") == plain
     asked = [r.model_copy(update={"opening": "What is "}) for r in requests()]
     together = {k: c.ids for k, c in llama.generate(asked)}
     assert {k: c.ids for k, c in llama.generate(asked[5:9])} == {
@@ -89,7 +90,7 @@ def test_an_opening_is_read_once_and_the_prompt_stays_the_same(llama, monkeypatc
     monkeypatch.setattr(llama.model, "decode", lambda b: (decoded.append(len(b)), decode(b)))
     one_token = [r.model_copy(update={"sampling": Sampling(max_tokens=1)}) for r in asked]
     assert len(dict(llama.generate(one_token))) == len(asked)
-    prompts = [llama._prompt(r.messages, "What is ") for r in asked]
+    prompts = [cut(r.messages, "What is ") for r in asked]
     assert sum(decoded) - sum(len(p.own) for p in prompts) in (0, len(opened.shared))
 
 

@@ -54,7 +54,7 @@ def test_a_stream_says_what_generate_says(engine):
         ((_, whole),) = engine.generate([request])
         chunks = list(engine.stream(request.messages, request.sampling))
         assert "".join(chunk.text for chunk in chunks) == whole.text
-        assert whole.completion_tokens > 5
+        assert whole.text.startswith("<think>\n") or request.sampling.temperature > 0
 
 
 def test_a_batch_computes_what_each_prompt_gets_alone(fp32, engine, monkeypatch):
@@ -99,7 +99,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
-    with pytest.raises(EngineError, match=r"^optimum for fp32 ended with 1: "):
+    with pytest.raises(EngineError, match=r"^optimum for fp32 ended with 1: .*no-such-model"):
         optimum.export(checkpoint, tmp_path / "out", "fp32")
     monkeypatch.setenv("RETORT_CACHE", str(tmp_path))
     with pytest.raises(DataError, match="optimum's environment is not in the cache") as refused:

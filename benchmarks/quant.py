@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.machine import describe
 from benchmarks.peer import one_at_a_time
-from pipeline.examine import artifact_rungs
+from pipeline.examine import artifact_rungs, inputs_of
 from pipeline.gate import reference_for
 from pipeline.progress import Progress
 from pipeline.prompts import student_messages
@@ -142,7 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     root: Path = options.run
     recipe = Recipe.model_validate_json((root / "recipe.json").read_text(encoding="utf-8"))
-    inputs = {p.name: p for p in root.iterdir() if p.is_dir()}
+    inputs = inputs_of(root)
     print(describe("llama-cpp-python", "onnxruntime-genai", "torch"))
     gate_time(root)
     full = root / "06-gguf" / "student-F16.gguf"

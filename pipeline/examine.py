@@ -27,6 +27,11 @@ ALONE_SLOTS = 4
 SILENCE_LIMIT_S = 300.0
 
 
+def inputs_of(root: Path) -> dict[str, Path]:
+    """The folders of a finished run as its later stages are given them."""
+    return {path.name: path for path in root.iterdir() if path.is_dir()}
+
+
 @dataclass(frozen=True)
 class Rung:
     """One step of the ladder: who answers, in which prompt style, from which file."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.examine import inputs_of
 from pipeline.gate import reference_for
 from tests.e2e.proving import RECIPE
 
@@ -47,6 +48,5 @@ def smoke(tmp_path_factory) -> Finished:
 def reference(smoke, tmp_path_factory):
     """The student's side of every proof, along the teacher's answers to the evaluation."""
     gate = RECIPE.gate.model_copy(update={"conversations": 60, "divergence_tokens": 500})
-    inputs = {folder.name: folder for folder in smoke.root.iterdir() if folder.is_dir()}
     config = (RECIPE.student, RECIPE.evaluate, gate)
-    return reference_for(config, inputs, tmp_path_factory.mktemp("reference"))
+    return reference_for(config, inputs_of(smoke.root), tmp_path_factory.mktemp("reference"))

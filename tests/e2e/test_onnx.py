@@ -109,6 +109,7 @@ def test_a_batch_answers_every_request(engine):
     asked = requests(NUMBERS)
     answers = dict(engine.generate(asked))
     assert sorted(answers) == sorted(request.key for request in asked)
+    assert all(answer.completion_tokens > 5 for answer in answers.values())
     assert all(answer.text.startswith("<think>\n") for answer in answers.values())
 
 

@@ -54,6 +54,7 @@ def test_a_stream_says_what_generate_says(engine):
         ((_, whole),) = engine.generate([request])
         chunks = list(engine.stream(request.messages, request.sampling))
         assert "".join(chunk.text for chunk in chunks) == whole.text
+        assert whole.completion_tokens > 5
         assert whole.text.startswith("<think>\n") or request.sampling.temperature > 0
 
 

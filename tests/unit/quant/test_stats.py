@@ -24,6 +24,10 @@ def test_boundaries_are_those_of_pocock_s_table(looks, boundary):
     assert NormalDist().inv_cdf(1 - level) == pytest.approx(boundary, abs=0.005)
 
 
+def test_one_look_has_all_of_the_error():
+    assert alpha_per_look([300], 0.05) == 0.05
+
+
 def test_wilson_matches_the_published_example():
     # Newcombe 1998, table I: 81 of 263.
     low, high = wilson(81, 263)

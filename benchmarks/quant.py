@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.machine import describe
 from benchmarks.peer import one_at_a_time
-from pipeline.examine import artifact_rungs, inputs_of
+from pipeline.examine import artifact_rungs, final_checkpoint, inputs_of
 from pipeline.gate import reference_for
 from pipeline.progress import Progress
 from pipeline.prompts import student_messages
@@ -27,7 +27,7 @@ from pipeline.records import Problem
 from pipeline.run import Context
 from pipeline.store import read_records
 from quant.divergence import Divergence
-from quant.gguf import Encoding, quantize
+from quant.gguf import Encoding, convert, quantize
 from quant.inspect import inspect
 from quant.proof import Reference, prove
 from serve.engines.child import load_in_child
@@ -82,7 +82,7 @@ def budgets(bits: list[float], recipe: Recipe, root: Path, out: Path) -> list[Pa
     options = recipe.gguf.model_copy(update={"types": ("Q8_0",), "bits": tuple(bits)})
     context = Context(seed=recipe.run.seed, progress=Progress())
     started_s = time.monotonic()
-    quantize_stage(options, {"04-sft": root / "04-sft"}, out / "budgets", context)
+    quantize_stage(options, inputs_of(root), out / "budgets", context)
     print(f"budgets {bits}: written in {time.monotonic() - started_s:.0f} s")
     (out / "budgets" / "student-Q8_0.gguf").unlink()
     return [out / "budgets"]
@@ -145,8 +145,11 @@ def main() -> None:
     inputs = inputs_of(root)
     print(describe("llama-cpp-python", "onnxruntime-genai", "torch"))
     gate_time(root)
-    full = root / "06-gguf" / "student-F16.gguf"
     with tempfile.TemporaryDirectory() as folder:
+        full = root / "06-gguf" / "student-F16.gguf"
+        if not full.exists():
+            full = Path(folder) / full.name
+            convert(final_checkpoint(inputs), full)
         config = (recipe.student, recipe.evaluate, recipe.gate)
         reference = reference_for(config, inputs, Path(folder))
         ours = [root / "06-gguf", *budgets(options.bits, recipe, root, Path(folder))]

@@ -1,4 +1,4 @@
-"""The run: problems, traces, curated, SFT, GGUF, ONNX, evaluation, gate, bundle, report.
+"""The run: problems, traces, curated, SFT, on-policy, GGUF, ONNX, evaluation, gate, bundle, report.
 
     python -m pipeline.all [RECIPE] [--run FOLDER] [--set section.key=value] [--dry-run]
 
@@ -24,6 +24,7 @@ from pipeline import (
     evaluate,
     export,
     gate,
+    on_policy,
     problems,
     quantize,
     report,
@@ -53,42 +54,39 @@ def stages(recipe: Recipe) -> list[Stage]:
     traces = (r.teacher, r.traces)
     training = (r.student, r.sft)
     examination = (r.teacher, r.student, r.evaluate)
+    practice = r.on_policy.method != "none"
+    student = "05-on-policy" if practice else "04-sft"
+    trained = ("04-sft", "05-on-policy") if practice else ("04-sft",)
+    files = ("06-gguf", "07-onnx")
+    everything = ("01-problems", "02-traces", "03-curated", *trained, *files)
     return [
         Stage("01-problems", problems, r.problems, ()),
         Stage("02-traces", collect, traces, ("01-problems",)),
         Stage("03-curated", curate, r.curate, ("02-traces",)),
         Stage("04-sft", sft, training, ("03-curated",)),
-        Stage("06-gguf", quantize, r.gguf, ("04-sft",)),
-        Stage("07-onnx", export, r.onnx, ("04-sft",)),
-        Stage(
-            "08-evaluate",
-            evaluate,
-            examination,
-            ("01-problems", "04-sft", "06-gguf", "07-onnx"),
+        *(
+            [
+                Stage(
+                    "05-on-policy",
+                    on_policy,
+                    (r.teacher, r.student, r.on_policy),
+                    ("01-problems", "04-sft"),
+                )
+            ]
+            if practice
+            else []
         ),
+        Stage("06-gguf", quantize, r.gguf, (student,)),
+        Stage("07-onnx", export, r.onnx, (student,)),
+        Stage("08-evaluate", evaluate, examination, ("01-problems", *trained, *files)),
         Stage(
             "09-gate",
             gate,
             (r.student, r.evaluate, r.gate),
-            ("01-problems", "04-sft", "06-gguf", "07-onnx", "08-evaluate"),
+            ("01-problems", student, *files, "08-evaluate"),
         ),
-        Stage("10-bundle", bundle, r, ("04-sft", "06-gguf", "07-onnx", "09-gate")),
-        Stage(
-            "report",
-            report,
-            recipe,
-            (
-                "01-problems",
-                "02-traces",
-                "03-curated",
-                "04-sft",
-                "06-gguf",
-                "07-onnx",
-                "08-evaluate",
-                "09-gate",
-            ),
-            files=report.FILES,
-        ),
+        Stage("10-bundle", bundle, r, (student, *files, "09-gate")),
+        Stage("report", report, r, (*everything, "08-evaluate", "09-gate"), files=report.FILES),
     ]
 
 
@@ -108,8 +106,8 @@ def plan(run: RunDir, recipe: Recipe) -> list[tuple[Stage, str]]:
     return lines
 
 
-def execute(run: RunDir, recipe: Recipe, progress: Progress) -> None:
-    """Do every stage that is not proven done, in order."""
+def execute(run: RunDir, recipe: Recipe, progress: Progress, until: str | None = None) -> None:
+    """Do every stage that is not proven done, in order; `until`: the last one that is wanted."""
     proven: dict[str, Manifest] = {}
     context = Context(seed=recipe.run.seed, progress=progress)
     if recipe.teacher.engine != "http":
@@ -127,6 +125,8 @@ def execute(run: RunDir, recipe: Recipe, progress: Progress) -> None:
         else:
             progress.say(f"{stage.name} unchanged")
         proven[stage.name] = manifest
+        if stage.name == until:
+            return
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,8 +1,8 @@
 """Stage 10: what a laptop needs, in one folder that can be moved.
 
-Reads `04-sft`, `06-gguf`, `07-onnx`, `09-gate`; writes the chosen GGUF and ONNX under names other
-programs understand, `chat.json`, `Modelfile`, `README.md`, `NOTICE` and `SHA256SUMS`. With nothing
-that passed the gate it writes a README that says so, and no model.
+Reads the trained student, `06-gguf`, `07-onnx`, `09-gate`; writes the chosen GGUF and ONNX under
+names other programs understand, `chat.json`, `Modelfile`, `README.md`, `NOTICE` and `SHA256SUMS`.
+With nothing that passed the gate it writes a README that says so, and no model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.catalogue import student_entry
-from pipeline.examine import artifact_rungs
+from pipeline.examine import artifact_rungs, final_checkpoint
 from pipeline.gate_table import gate_cells
 from pipeline.model_card import markdown_table
 from pipeline.recipe import Recipe
@@ -43,7 +43,7 @@ def run(config: Recipe, inputs: Mapping[str, Path], out: Path, context: Context)
         place(rung.path, out / name)
         speakers.append(student_entry(config.student, rung, name))
         if kind == "GGUF":
-            _write_modelfile(config, inputs["04-sft"], name, out, context)
+            _write_modelfile(config, final_checkpoint(inputs), name, out, context)
     write_json(out / "chat.json", {"speakers": speakers})
     write_file(out / "NOTICE", _notice(config))
     write_file(out / "README.md", _readme(config, gate, [s["name"] for s in speakers]))

@@ -1,8 +1,8 @@
 """Stage 08: teacher, base student, trained student and every artifact on the same fresh items.
 
-Reads `eval.jsonl`, `04-sft`, `06-gguf`, `07-onnx`; writes `answers.jsonl` (every judged answer) and
-`ladder.json` (one row a rung). Each rung answers all items greedily and the first `k_items` with
-`k` samples.
+Reads `eval.jsonl`, `04-sft`, `05-on-policy` if there is one, `06-gguf`, `07-onnx`; writes
+`answers.jsonl` (every judged answer) and `ladder.json` (one row a rung). Each rung answers all
+items greedily and the first `k_items` with `k` samples.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.examine import Rung, artifact_rungs, checkpoint_rung, examine, open_checkpoint
+from pipeline.examine import (
+    ON_POLICY_STAGE,
+    SFT_STAGE,
+    Rung,
+    artifact_rungs,
+    checkpoint_rung,
+    examine,
+    open_checkpoint,
+)
 from pipeline.ladder import Judged, ladder_rows
 from pipeline.memory import give_back_memory, keep_freed_memory
 from pipeline.prompts import student_messages, teacher_messages
@@ -82,6 +90,10 @@ def rungs_of(config: Config, inputs: Mapping[str, Path]) -> list[Rung]:
             lambda: open_checkpoint(student_checkpoint(student), options),
             ask_student,
         ),
-        checkpoint_rung(inputs["04-sft"], student, options),
+        *(
+            checkpoint_rung(inputs[name], student, options)
+            for name in (SFT_STAGE, ON_POLICY_STAGE)
+            if name in inputs
+        ),
         *artifact_rungs(inputs, student, options),
     ]

@@ -19,7 +19,8 @@ from serve.engines.child import ChildEngine, load_in_child
 from serve.messages import Message, Request, Sampling
 from serve.models import artifact_sha256, file_sha256, folder_bytes
 
-SFT = "SFT student"
+SFT, ON_POLICY = "SFT student", "on-policy student"
+SFT_STAGE, ON_POLICY_STAGE = "04-sft", "05-on-policy"
 CONTEXT_TOKENS = 1024
 # What a chat opens: the memory of one conversation, not of an evaluation.
 ALONE_SLOTS = 4
@@ -65,11 +66,21 @@ def open_checkpoint(folder: Path, options: EvaluateOptions) -> Engine:
     )
 
 
+def final_checkpoint(inputs: Mapping[str, Path]) -> Path:
+    """The student as it will be quantized: after practice, where the recipe has any."""
+    return inputs[ON_POLICY_STAGE if ON_POLICY_STAGE in inputs else SFT_STAGE]
+
+
+def reference_name(inputs: Mapping[str, Path]) -> str:
+    """The rung that artifacts are compared with."""
+    return ON_POLICY if ON_POLICY_STAGE in inputs else SFT
+
+
 def checkpoint_rung(folder: Path, student: StudentOptions, options: EvaluateOptions) -> Rung:
-    """The trained student before any quantization: what artifacts are compared with."""
+    """The trained student before any quantization."""
     weights = folder / "model.safetensors"
     return Rung(
-        SFT,
+        ON_POLICY if folder.name == ON_POLICY_STAGE else SFT,
         f"transformers:{file_sha256(weights)}",
         weights.stat().st_size,
         lambda: open_checkpoint(folder, options),

@@ -1,7 +1,7 @@
 """Stage 07: the student's checkpoint becomes ONNX folders.
 
-Reads `04-sft`; writes `student-PRECISION/`, each with model, tokenizer and template, four-bit
-weights rounded on the student's own kept traces. Judging what they kept is the task of the
+Reads the trained student; writes `student-PRECISION/`, each with model, tokenizer and template,
+four-bit weights rounded on the student's own kept traces. Judging what they kept is the task of the
 evaluation and the gate.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.calibration import kept_sequences, load_student
+from pipeline.examine import final_checkpoint
 from pipeline.recipe import OnnxOptions
 from pipeline.run import Context
 from quant import onnx, optimum
@@ -30,6 +31,7 @@ def run(
     """Write one folder a precision. Raises EngineError when one cannot be made."""
     shutil.rmtree(out)
     out.mkdir()
+    checkpoint = final_checkpoint(inputs)
     built = config.exporter == "genai"
     rounding = built and "int4" in config.precisions and config.gptq_tokens > 0
     steps = len(config.precisions) + rounding
@@ -37,12 +39,12 @@ def run(
         for precision in config.precisions:
             folder = out / f"{NAME}-{precision}"
             if built:
-                onnx.export(inputs["04-sft"], folder, precision, config.provider)
+                onnx.export(checkpoint, folder, precision, config.provider)
             else:
-                optimum.export(inputs["04-sft"], folder, precision)
+                optimum.export(checkpoint, folder, precision)
             bar.advance(1)
         if rounding:
-            sequences = kept_sequences(inputs["04-sft"], config.gptq_tokens)
-            round_again(out / f"{NAME}-int4", load_student(inputs["04-sft"]), sequences)
+            sequences = kept_sequences(checkpoint, config.gptq_tokens)
+            round_again(out / f"{NAME}-int4", load_student(checkpoint), sequences)
             bar.advance(1)
     return {"size_bytes": {p.name: folder_bytes(p) for p in sorted(out.glob(f"{NAME}-*"))}}

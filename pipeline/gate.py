@@ -1,8 +1,8 @@
 """Stage 09: every artifact proven and judged beside the unquantized student; one is chosen.
 
-Reads `01-problems`, `04-sft`, `06-gguf`, `07-onnx`, `08-evaluate`; writes `gate.json` (a row an
-artifact, and the choice) and `answers.jsonl` (to the items that only undecided ones were asked).
-A refused, failed or undecided artifact is a row like any other; only broken input raises.
+Reads `01-problems`, the trained student, `06-gguf`, `07-onnx`, `08-evaluate`; writes `gate.json` (a
+row an artifact, and the choice) and `answers.jsonl` (to the items that only undecided ones were
+asked). A refused, failed or undecided artifact is a row like any other; only broken input raises.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from pipeline.examine import SFT, ArtifactRung, artifact_rungs, checkpoint_rung, examine
+from pipeline.examine import (
+    ArtifactRung,
+    artifact_rungs,
+    checkpoint_rung,
+    examine,
+    final_checkpoint,
+    reference_name,
+)
 from pipeline.held_out import held_out_traces
 from pipeline.ladder import Judged
 from pipeline.memory import give_back_memory, keep_freed_memory
@@ -30,7 +37,7 @@ from quant.select import Candidate, choose
 from quant.stats import alpha_per_look
 from serve.engines import load_engine
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 LIBRARIES = (
     "llama-cpp-python",
     "onnxruntime",
@@ -75,6 +82,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
         {
             "rows": rows,
             "margin_points": options.margin_points,
+            "reference": reference_name(inputs),
             "chosen": choose(candidates, options.choose).model_dump(),
             "chosen_by_format": {
                 kind: choose(
@@ -118,12 +126,13 @@ def reference_for(config: Config, inputs: Mapping[str, Path], scratch: Path) -> 
         for a in read_records(inputs["08-evaluate"] / "answers.jsonl", Judged)
         if a.rung == TEACHER and a.sample == 0
     ]
-    tokenizer = AutoTokenizer.from_pretrained(inputs["04-sft"], local_files_only=True)
+    checkpoint = final_checkpoint(inputs)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     held_out = held_out_traces(answers, problems, student, tokenizer, options.divergence_tokens)
     asked = conversations(
         [p.question for p in problems.values()], student.system, options.conversations
     )
-    with closing(load_engine("transformers", path=inputs["04-sft"], dtype="float32")) as engine:
+    with closing(load_engine("transformers", path=checkpoint, dtype="float32")) as engine:
         return reference_of(engine, asked, held_out, scratch)
 
 
@@ -139,7 +148,8 @@ def _verdicts(
     answers = [
         a for a in read_records(inputs["08-evaluate"] / "answers.jsonl", Judged) if a.sample == 0
     ]
-    first, size = len(answers), sum(a.rung == SFT for a in answers)
+    reference = reference_name(inputs)
+    first, size = len(answers), sum(a.rung == reference for a in answers)
     problems = list(read_records(inputs["01-problems"] / "gate.jsonl", Problem))
     each = max(size, -(-len(problems) // MOST_STEPS))
     steps = [problems[at : at + each] for at in range(0, len(problems), each)]
@@ -149,9 +159,9 @@ def _verdicts(
     def verdict(rung: ArtifactRung, last: bool) -> GateVerdict:
         return paired_verdict(
             rung.name,
-            _passed(answers, SFT),
+            _passed(answers, reference),
             _passed(answers, rung.name),
-            {a.item: a.family for a in answers if a.rung == SFT},
+            {a.item: a.family for a in answers if a.rung == reference},
             options.margin_points / 100,
             alpha,
             last,
@@ -164,7 +174,7 @@ def _verdicts(
             still = [r for r in rungs if verdicts[r.name].outcome == "inconclusive"]
             if not still:
                 break
-            for rung in (checkpoint_rung(inputs["04-sft"], student, evaluation), *still):
+            for rung in (checkpoint_rung(final_checkpoint(inputs), student, evaluation), *still):
                 answers += examine(rung, step, greedy, out, judge, context)
                 give_back_memory()
             verdicts |= {rung.name: verdict(rung, last=look == len(steps)) for rung in still}

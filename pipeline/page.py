@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import plots
-from pipeline.examine import SFT
 from pipeline.gate_table import gate_cells, reasons
 from pipeline.ladder_table import ladder_cells
+from pipeline.page_practice import ledger_cells, practice_section, table
 from pipeline.recipe import Recipe
 from pipeline.records import Trace
 from serve.reasoning import split_reasoning
@@ -29,6 +29,16 @@ pre{white-space:pre-wrap;background:#8881;padding:.6rem;border-radius:6px;overfl
 """
 
 
+class Practice(NamedTuple):
+    """What the page says of practice and of costs; `reference` is what artifacts stand beside."""
+
+    reference: str
+    ledger: list[dict[str, Any]]
+    blocks: list[dict[str, Any]]
+    looks: list[dict[str, float]]
+    compared: dict[str, Any] | None
+
+
 def page(
     recipe: Recipe,
     ladder: dict[str, Any],
@@ -36,8 +46,9 @@ def page(
     counts: dict[str, Any],
     losses: list[dict[str, float]],
     traces: list[Trace],
+    practice: Practice,
 ) -> str:
-    """Ladder, artifacts, families, form, training, traces, recipe."""
+    """Ladder, artifacts, costs, families, form, training, practice, traces, recipe."""
     head, cells = ladder_cells(ladder)
     k = ladder["k"]
     parts = [
@@ -47,29 +58,35 @@ def page(
         "that no training problem equals; every rung answered the same ones.</p>",
         "<h2>Ladder</h2>",
         f"<figure>{plots.ladder_svg(ladder)}</figure>",
-        _table(head, cells),
+        table(head, cells),
         "<p class=note>accuracy: greedy, with its 95 % Wilson interval. vs base: paired difference "
         f"in points; p: exact McNemar. pass@1 and pass@{k}: unbiased, {k} samples at temperature "
         f"{recipe.evaluate.temperature} on the first {recipe.evaluate.k_items} items. "
         "no answer: no answer found, or cut at the token limit.</p>",
         "<h2>Artifacts</h2>",
-        f"<p>Each file in its own runtime, beside the {SFT} on the same items; a drop of up to "
-        f"{gate['margin_points']:g} points may be shipped. Chosen: "
+        f"<p>Each file in its own runtime, beside the {practice.reference} on the same items; a "
+        f"drop of up to {gate['margin_points']:g} points may be shipped. Chosen: "
         f"<b>{html.escape(gate['chosen']['file'] or 'none')}</b>, "
         f"{html.escape(gate['chosen']['why'])}.</p>",
-        _table(*gate_cells(gate)),
+        table(*gate_cells(gate)),
         "<ul class=note>" + "".join(f"<li>{html.escape(r)}</li>" for r in reasons(gate)) + "</ul>",
         f"<p class=note>bits: of a weight, as the file holds them. KL(student || file) along "
         f"{recipe.gate.divergence_tokens} tokens of held-out answers; top-1: both prefer one. "
         "difference: paired, in points, with bootstrap bounds; flips: wrong to right, right to "
         "wrong. tok/s and first: one conversation alone; RAM: the whole process.</p>",
+        "<h2>What it cost</h2>",
+        table(*ledger_cells(practice.ledger)),
+        "<p class=note>points: paired, against the rung before. Operations are counted from the "
+        "models' shapes; teacher tokens are those written or graded, without prompts that answers "
+        f"share. Device: {html.escape(practice.ledger[-1]['device'] or 'not recorded')}.</p>",
         "<h2>By family</h2>",
         f"<figure>{plots.families_svg(ladder)}</figure>",
-        _table(*_family_cells(ladder)),
+        table(*_family_cells(ladder)),
         "<h2>Form and length</h2>",
-        _table(*_form_cells(ladder)),
+        table(*_form_cells(ladder)),
         f"<figure>{plots.lengths_svg(ladder)}</figure>",
-        *_training(recipe, counts, losses, traces),
+        *_training(recipe, counts, losses, practice),
+        *_traces(counts, traces),
         "<h2>Recipe</h2>",
         f"<pre>{html.escape(json.dumps(recipe.model_dump(mode='json'), indent=2))}</pre>",
     ]
@@ -86,29 +103,34 @@ def _training(
     recipe: Recipe,
     counts: dict[str, Any],
     losses: list[dict[str, float]],
-    traces: list[Trace],
+    practice: Practice,
 ) -> list[str]:
-    return [
+    parts = [
         "<h2>Training</h2>",
         f"<p>{counts['04-sft']['examples']} examples, "
         f"{counts['04-sft']['supervised_tokens']} supervised tokens over "
         f"{recipe.sft.epochs} epochs, {counts['04-sft']['dropped_too_long']} dropped as too "
         "long.</p>",
         f"<figure>{plots.loss_svg(losses)}</figure>",
-        "<h2>Traces</h2>",
-        f"<p>{counts['02-traces']['traces']} traces, "
-        f"{counts['02-traces']['completion_tokens']} tokens of the teacher.</p>",
-        _table(*_curated_cells(counts["03-curated"])),
-        *_shown(traces),
+    ]
+    if recipe.on_policy.method == "none":
+        return parts
+    method = counts["05-on-policy"]["method"]
+    return [
+        *parts,
+        f"<h2>Practice: {html.escape(method)}</h2>",
+        *practice_section(practice.blocks, practice.looks, practice.compared),
     ]
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<div class=scroll><table><tr>{top}</tr>{body}</table></div>"
+def _traces(counts: dict[str, Any], traces: list[Trace]) -> list[str]:
+    return [
+        "<h2>Traces</h2>",
+        f"<p>{counts['02-traces']['traces']} traces, "
+        f"{counts['02-traces']['completion_tokens']} tokens of the teacher.</p>",
+        table(*_curated_cells(counts["03-curated"])),
+        *_shown(traces),
+    ]
 
 
 def _family_cells(ladder: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -101,3 +101,43 @@ def loss_svg(losses: list[dict[str, float]]) -> str:
     axes.set_ylabel("loss, nats a token")
     axes.set_ylim(bottom=0)
     return _svg(figure)
+
+
+def blocks_svg(rows: list[dict[str, Any]]) -> str:
+    """Share of right attempts a block, and the loss of every update."""
+    figure = Figure(figsize=(8, 2.8))
+    left, right = figure.subplots(1, 2)
+    shares = [100 * row["right"] / row["attempts"] for row in rows]
+    left.plot([row["block"] + 1 for row in rows], shares, marker="o", color=COLOURS[0])
+    left.set_xlabel("block")
+    left.set_ylabel("attempts that are right, %")
+    left.set_ylim(0, 100)
+    losses = [loss for row in rows for loss in row["losses_nats"]]
+    right.plot(range(1, len(losses) + 1), losses, color=COLOURS[0], linewidth=1)
+    right.set_xlabel("update")
+    right.set_ylabel("loss, nats a place")
+    right.set_ylim(bottom=0)
+    figure.tight_layout()
+    return _svg(figure)
+
+
+def looks_svg(looks: list[dict[str, float]]) -> str:
+    """Entropy, pass@1 and pass@k on held-out problems, look by look."""
+    figure = Figure(figsize=(8, 2.8))
+    left, right = figure.subplots(1, 2)
+    places = [look["blocks"] for look in looks]
+    left.plot(places, [x["entropy_nats"] for x in looks], marker="o", color=COLOURS[3])
+    left.set_xlabel("blocks done")
+    left.set_ylabel("entropy, nats a token")
+    left.set_ylim(bottom=0)
+    k = f"pass@{looks[0]['k']:.0f}"
+    for name, title, colour in (("pass_at_1", "pass@1", 0), ("pass_at_k", k, 1)):
+        right.plot(
+            places, [100 * x[name] for x in looks], marker="o", color=COLOURS[colour], label=title
+        )
+    right.set_xlabel("blocks done")
+    right.set_ylabel("held-out problems, %")
+    right.set_ylim(0, 100)
+    right.legend(frameon=False)
+    figure.tight_layout()
+    return _svg(figure)

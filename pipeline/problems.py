@@ -1,8 +1,9 @@
 """Stage 01: problems to train on and problems to be examined on, which never meet.
 
-Writes `train.jsonl`, `eval.jsonl` and `gate.jsonl` (more to be examined on, for artifacts that
-`eval.jsonl` leaves undecided), sorted by key. The sides of a family come from different seeds, and
-no question stands on two of them. Every family proves itself first.
+Writes `train.jsonl`, `practice.jsonl` (for on-policy refinement), `eval.jsonl` and `gate.jsonl`
+(more to be examined on, for artifacts that `eval.jsonl` leaves undecided), sorted by key. The sides
+of a family come from different seeds, and no question stands on two of them. Every family proves
+itself first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipeline.tasks.files import dataset_problems, jsonl_problems
 from pipeline.tasks.judge import Judge
 from serve.errors import DataError
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 LIBRARIES = ("reasoning-gym", "math-verify", "datasets")
 # A small family repeats itself: look at this many times the wanted size before giving up.
 OVERDRAW = 8
@@ -32,11 +33,12 @@ def run(
     config: ProblemsOptions, inputs: Mapping[str, Path], out: Path, context: Context
 ) -> dict[str, Any]:
     """Write both files and return counts per family. Raises DataError or RecipeError."""
-    sides: dict[Side, dict[str, Problem]] = {"eval": {}, "gate": {}, "train": {}}
+    sides: dict[Side, dict[str, Problem]] = {"eval": {}, "gate": {}, "train": {}, "practice": {}}
     wanted: dict[Side, int] = {
         "eval": config.eval_per_family,
         "gate": config.gate_per_family,
         "train": config.train_per_family,
+        "practice": config.practice_per_family,
     }
     for source, draw in _sources(config, context.seed):
         _split(source, draw, wanted, sides)
@@ -45,7 +47,7 @@ def run(
             f"{len(sides['train'])} training and {len(sides['eval'])} evaluation problems"
         )
     _prove([problem for part in sides.values() for problem in part.values()])
-    for name in ("train", "eval", "gate"):
+    for name in WRITTEN:
         problems = sorted(sides[name].values(), key=lambda p: p.key)
         write_records(out / f"{name}.jsonl", problems)
     return {
@@ -54,8 +56,9 @@ def run(
     }
 
 
-Side = Literal["eval", "gate", "train"]
-NAMES = {"eval": "evaluation", "gate": "gate", "train": "train"}
+Side = Literal["eval", "gate", "train", "practice"]
+NAMES = {"eval": "evaluation", "gate": "gate", "train": "train", "practice": "practice"}
+WRITTEN: tuple[Side, ...] = ("train", "practice", "eval", "gate")
 Draw = Callable[[Side], Iterable[Problem]]
 
 
@@ -82,14 +85,16 @@ def _family_draw(family: FamilyOptions, config: ProblemsOptions, seed: int) -> D
 
 
 def _halves(problems: list[Problem], config: ProblemsOptions) -> Draw:
-    """A fixed collection, cut by key: evaluation takes the lowest, then the gate, then training."""
+    """A fixed collection, cut by key: evaluation, gate, practice, and the rest for training."""
     ordered = sorted(problems, key=lambda p: p.key)
     first = min(config.eval_per_family, len(ordered) // 4)
     second = first + min(config.gate_per_family, len(ordered) // 4)
+    third = second + min(config.practice_per_family, len(ordered) // 4)
     parts: dict[Side, list[Problem]] = {
         "eval": ordered[:first],
         "gate": ordered[first:second],
-        "train": ordered[second:],
+        "practice": ordered[second:third],
+        "train": ordered[third:],
     }
     return parts.__getitem__
 
@@ -101,7 +106,7 @@ def _split(
     taken = {p.question for part in sides.values() for p in part.values()}
     for side, target in sides.items():
         chosen = list(islice(_unseen(draw(side), taken), wanted[side]))
-        if not chosen and side != "gate":
+        if not chosen and side != "gate" and wanted[side]:
             raise DataError(f"{source} gave no unseen {side} problem", hint="widen its options")
         target.update((p.key, p) for p in chosen)
 

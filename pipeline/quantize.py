@@ -1,9 +1,9 @@
 """Stage 06: the student's checkpoint becomes GGUF files.
 
-Reads `04-sft`; writes `student-TYPE.gguf`, `student-Bbpw.gguf` for a budget of B bits a weight, and
-`imatrix.gguf`, the importance matrix of the student on its own kept traces, which every quantized
-file is written with, before GPTQ rounds its weights on the same traces. Judging what the files kept
-is the task of the evaluation and the gate.
+Reads the trained student; writes `student-TYPE.gguf`, `student-Bbpw.gguf` for a budget of B bits a
+weight, and `imatrix.gguf`, the importance matrix of the student on its own kept traces, which every
+quantized file is written with, before GPTQ rounds its weights on the same traces. Judging what the
+files kept is the task of the evaluation and the gate.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.calibration import kept_sequences, load_student
+from pipeline.examine import final_checkpoint
 from pipeline.recipe import GgufOptions
 from pipeline.run import Context
 from pipeline.store import write_json
@@ -44,7 +45,7 @@ def run(
     """Write one file a type and one a budget. Raises EngineError when one cannot be made."""
     shutil.rmtree(out)
     out.mkdir()
-    checkpoint = inputs["04-sft"]
+    checkpoint = final_checkpoint(inputs)
     with (
         tempfile.TemporaryDirectory(dir=out, prefix=".f16-") as folder,
         context.progress.bar("quantizing", 4 + len(config.types) + 4 * len(config.bits)) as bar,

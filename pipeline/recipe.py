@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from pipeline.on_policy_options import OnPolicyOptions
 from serve.errors import RecipeError
 from serve.messages import Record
 
@@ -44,6 +45,9 @@ class ProblemsOptions(Record):
     eval_per_family: int = Field(76, ge=1, le=100_000, description="evaluation problems")
     gate_per_family: int = Field(
         0, ge=0, le=100_000, description="more problems for artifacts the first left undecided"
+    )
+    practice_per_family: int = Field(
+        0, ge=0, le=10_000_000, description="problems for on-policy refinement to practise on"
     )
 
 
@@ -190,10 +194,18 @@ class Recipe(Record):
     curate: CurateOptions = CurateOptions()
     student: StudentOptions
     sft: SftOptions = SftOptions()
+    on_policy: OnPolicyOptions = OnPolicyOptions()
     gguf: GgufOptions = GgufOptions()
     onnx: OnnxOptions = OnnxOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
     gate: GateOptions = GateOptions()
+
+    @model_validator(mode="after")
+    def _practice_needs_problems(self) -> Recipe:
+        wanted, given = self.on_policy, self.problems.practice_per_family
+        if wanted.method != "none" and not given:
+            raise ValueError(f"on_policy.method {wanted.method} needs practice_per_family above 0")
+        return self
 
 
 def find_recipe(name: str) -> Path:

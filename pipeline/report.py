@@ -1,7 +1,7 @@
 """Last stage: one self-contained page, one model card, the chat's catalogue, the terminal's table.
 
 Reads every stage's records; writes `report.html`, `MODEL_CARD.md` and `chat.json` in the run's
-root. Computes no result of its own: it shows what `ladder.json` and the manifests hold.
+root, and `ledger.json`. Computes no result of its own: it shows what `ladder.json` and the manifests hold.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.catalogue import run_catalogue
-from pipeline.examine import SFT
+from pipeline.examine import ON_POLICY_STAGE, reference_name
 from pipeline.gate_table import gate_cells, reasons
 from pipeline.ladder_table import ladder_cells
+from pipeline.ledger import compared, ledger
 from pipeline.model_card import model_card
-from pipeline.page import page
+from pipeline.page import Practice, page
+from pipeline.page_practice import ledger_cells
 from pipeline.recipe import Recipe
 from pipeline.records import Trace
 from pipeline.run import Context
@@ -27,7 +29,7 @@ from pipeline.store import read_records, write_file, write_json
 
 STAGE_VERSION = 2
 LIBRARIES = ("matplotlib",)
-FILES = ("report.html", "MODEL_CARD.md", "chat.json")
+FILES = ("report.html", "MODEL_CARD.md", "chat.json", "ledger.json")
 GATE_FAILED, GATE_INCONCLUSIVE = 7, 9
 
 
@@ -41,11 +43,25 @@ def run(config: Recipe, inputs: Mapping[str, Path], out: Path, context: Context)
     ]
     traces = list(read_records(inputs["02-traces"] / "traces.jsonl", Trace))
     gate = json.loads((inputs["09-gate"] / "gate.json").read_text(encoding="utf-8"))
-    write_file(out / "report.html", page(config, ladder, gate, counts, losses, traces))
+    practice = _practice(config, inputs, out)
+    write_json(out / "ledger.json", practice.ledger)
+    write_file(out / "report.html", page(config, ladder, gate, counts, losses, traces, practice))
     write_file(out / "MODEL_CARD.md", model_card(config, ladder, gate, counts))
     speakers = run_catalogue(config, inputs, gate["chosen"]["name"])
     write_json(out / "chat.json", {"speakers": speakers})
     return {"rungs": len(ladder["rows"])}
+
+
+def _practice(config: Recipe, inputs: Mapping[str, Path], root: Path) -> Practice:
+    blocks: list[dict[str, Any]] = []
+    looks: list[dict[str, float]] = []
+    if ON_POLICY_STAGE in inputs:
+        folder = inputs[ON_POLICY_STAGE]
+        lines = (folder / "blocks.jsonl").read_text(encoding="utf-8").splitlines()
+        blocks = [json.loads(line) for line in lines]
+        looks = json.loads((folder / "watch.json").read_text(encoding="utf-8"))
+    rows = ledger(config, inputs)
+    return Practice(reference_name(inputs), rows, blocks, looks, compared(root))
 
 
 def _counts(folder: Path) -> dict[str, Any]:
@@ -61,8 +77,11 @@ def print_results(root: Path) -> int:
     console = Console(width=None if Console().is_terminal else 130)
     title = f"{root.name}: {ladder['items']} fresh items, greedy, 95 % intervals"
     console.print(_terminal_table(title, *ladder_cells(ladder)))
-    title = f"artifacts beside the {SFT}, margin {gate['margin_points']:g} points"
+    reference = gate["reference"]
+    title = f"artifacts beside the {reference}, margin {gate['margin_points']:g} points"
     console.print(_terminal_table(title, *gate_cells(gate, brief=True)))
+    costs = json.loads((root / "ledger.json").read_text(encoding="utf-8"))
+    console.print(_terminal_table("what it cost and gained", *ledger_cells(costs, brief=True)))
     for line in reasons(gate):
         console.print(line, markup=False, highlight=False)
     chosen = gate["chosen"]

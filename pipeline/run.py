@@ -25,7 +25,9 @@ from pipeline.memory import give_back_memory
 from pipeline.progress import Progress
 from pipeline.records import content_key
 from pipeline.store import write_json
+from serve.energy import EnergyMeter
 from serve.errors import BusyRun, DiskError, RetortError
+from serve.hardware import device_name
 from serve.messages import Record
 from serve.models import file_sha256
 
@@ -36,13 +38,15 @@ Counts = Mapping[str, Any]
 
 
 class Manifest(Record):
-    """Proof that a stage finished. `took_s` is for people; it is in no fingerprint."""
+    """Proof that a stage finished. Time, device and energy are for people, in no fingerprint."""
 
     stage: str
     fingerprint: str
     files: dict[str, str]
     counts: dict[str, Any]
     took_s: float = Field(ge=0)
+    device: str = ""
+    energy_j: float | None = None
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ class RunDir:
 def run_stage(run: RunDir, stage: Stage, fingerprint: str, context: Context) -> Manifest:
     """Do one stage and write its manifest last. The caller has seen that it is not proven done."""
     out = run.folder(stage)
-    started_s = time.monotonic()
+    started_s, meter = time.monotonic(), EnergyMeter()
     log.info("%s starts, fingerprint %s", stage.name, fingerprint[:12])
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -203,6 +207,8 @@ def run_stage(run: RunDir, stage: Stage, fingerprint: str, context: Context) -> 
             files={str(p.relative_to(out)): file_sha256(p) for p in run.output_files(stage)},
             counts=dict(counts),
             took_s=round(time.monotonic() - started_s, 3),
+            device=device_name(),
+            energy_j=meter.used_j(),
         )
     except RetortError:
         raise

@@ -62,6 +62,7 @@ def run(
         "examples": len(fitting),
         "dropped_too_long": too_long,
         "supervised_tokens": _supervised_tokens(fitting, tokenizer) * options.epochs,
+        "trained_tokens": sum(len(rendered_ids(e, tokenizer)) for e in fitting) * options.epochs,
         "steps": len(losses),
         "first_loss_nats": round(losses[0]["loss_nats"], 4),
         "last_loss_nats": round(losses[-1]["loss_nats"], 4),

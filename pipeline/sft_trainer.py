@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.head_loss import Workspace, has_plain_head, summed_loss
-from pipeline.lean_norm import use_lean_norms
 from pipeline.memory import give_back_memory
-from pipeline.packing import PACKED, kept_places, packed_hidden_states, packs
+from pipeline.packing import kept_places, packed_hidden_states
 from pipeline.recipe import SftOptions
 from pipeline.records import Example
 from pipeline.sft import COMPLETE
+from pipeline.trainable import trainable
 from serve.errors import TrainingDiverged
 from serve.hardware import has_cuda, has_fast_bfloat16
 
@@ -165,7 +165,7 @@ def build_trainer(
     torch.manual_seed(seed)
     watch = _Watch()
     trainer = CompletionTrainer(
-        model=_student(base),
+        model=trainable(base),
         args=sft_config(options, scratch, seed),
         train_dataset=as_dataset(examples),
         processing_class=tokenizer,
@@ -174,24 +174,6 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return Training(trainer, watch, options)
-
-
-def _student(base: Path) -> Any:
-    """The student in float32, with the attention that suits the device.
-
-    On a CPU the backward of fused attention takes half a step; ours needs no padding besides.
-    """
-    model = AutoModelForCausalLM.from_pretrained(
-        base,
-        dtype=torch.float32,
-        local_files_only=True,
-        attn_implementation=None if has_cuda() else "eager",
-    )
-    if not has_cuda():
-        use_lean_norms(model)
-        if packs(model):
-            model.set_attn_implementation(PACKED)
-    return model
 
 
 def as_dataset(examples: Sequence[Example]) -> Dataset:

@@ -7,6 +7,7 @@
     +-- DataError .............. 3   bad input: a file, a record, a family that disproves itself
     +-- DiskError .............. 4   a write, rename or fsync failed
     +-- EngineError ............ 5   a model cannot answer, or its budget is spent
+    |   +-- CannotDo                 an engine without the verb that was asked of it
     +-- TrainingDiverged ....... 6   NaN or infinite loss
     +-- UntrustedFile .......... 8   a file whose hash, format or template is refused
     +-- Interrupted ........... 130  Ctrl-C or SIGTERM; the run can be resumed
@@ -53,6 +54,10 @@ class DiskError(RetortError):
 
 class EngineError(RetortError):
     exit_code = 5
+
+
+class CannotDo(EngineError):
+    pass
 
 
 class TrainingDiverged(RetortError):

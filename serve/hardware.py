@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -18,12 +19,13 @@ def cpu_flags() -> frozenset[str]:
 
 
 def has_fast_bfloat16() -> bool:
-    """True on CUDA and on CPUs with AMX tiles; elsewhere bfloat16 is emulated and slow."""
+    """True on CUDA and on CPUs that multiply it; elsewhere bfloat16 is emulated and slow."""
     return has_cuda() or cpu_has_fast_bfloat16()
 
 
 def cpu_has_fast_bfloat16() -> bool:
-    return "amx_bf16" in cpu_flags()
+    """AMX tiles are six times float32, AVX-512's dot products twice (docs/notes.md)."""
+    return bool({"amx_bf16", "avx512_bf16"} & cpu_flags())
 
 
 @cache
@@ -36,3 +38,18 @@ def has_cuda() -> bool:
 def cores() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+@cache
+def device_name() -> str:
+    """The GPU where there is one that torch sees, else the processor and its cores."""
+    if "torch" in sys.modules and has_cuda():
+        import torch
+
+        return str(torch.cuda.get_device_name())
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    line = next((x for x in text.splitlines() if x.startswith("model name")), "")
+    return f"{line.partition(':')[2].strip() or 'processor'}, {cores()} cores"

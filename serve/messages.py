@@ -35,12 +35,15 @@ class Request(Record):
 
     `opening` is how the last message begins here and in other requests with the same leading
     messages: an engine may read that once. It asks nothing by itself.
+    `begun` is how the answer begins already: `generate` goes on from there and returns what
+    follows, `grade` says what the model thinks of it.
     """
 
     key: str
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
     opening: str = ""
+    begun: str = ""
 
 
 class Timing(Record):
@@ -80,3 +83,18 @@ class TokenScores(Record):
     ids: tuple[int, ...]
     byte_offsets: tuple[int, ...]
     logprobs_nats: tuple[float, ...]
+
+
+class Grade(Record):
+    """What a model thinks of a begun answer: of each of its T tokens, and of ending after them.
+
+    Row t of `top_ids` and `top_logprobs_nats` holds the likeliest tokens in the place of token t,
+    best first; row T those after the last one. `end_nats` is the log probability of ending there;
+    `read_tokens` is what had to be read for it, without what other answers share.
+    """
+
+    scores: TokenScores
+    top_ids: tuple[tuple[int, ...], ...]
+    top_logprobs_nats: tuple[tuple[float, ...], ...]
+    end_nats: float
+    read_tokens: int

@@ -21,6 +21,7 @@ STAGES = {
     "collect",
     "curate",
     "sft",
+    "on_policy",
     "quantize",
     "export",
     "evaluate",

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenScores
+from serve.messages import Chunk, Completion, Grade, Message, Request, Sampling, TokenScores
 
 LogitsTV = npt.NDArray[np.float32]
 
@@ -42,6 +42,17 @@ class Engine(Protocol):
 
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
         """Log probabilities of `completion` after `messages`."""
+        ...
+
+    def grade(self, requests: Sequence[Request], top: int) -> list[Grade]:
+        """What the model thinks of each begun answer; `top` tokens a place at most.
+
+        The numbers depend by rounding on which answers are graded in one call.
+        """
+        ...
+
+    def vocabulary(self) -> list[bytes | None]:
+        """The bytes of every token id; None for tokens that are no text (marks of turns)."""
         ...
 
     def logits(self, ids: Sequence[int]) -> LogitsTV:

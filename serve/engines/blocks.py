@@ -11,9 +11,10 @@ from collections.abc import Collection, Iterator, Sequence
 
 from serve.engines.answer import Answer, check_length, chunks
 from serve.engines.base import LogitsTV
-from serve.engines.scoring import scores_of
+from serve.engines.scoring import Grader, scores_of
 from serve.engines.stepping import Rows, steps
-from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenScores
+from serve.errors import CannotDo
+from serve.messages import Chunk, Completion, Grade, Message, Request, Sampling, TokenScores
 
 
 class BlockEngine(ABC):
@@ -63,11 +64,30 @@ class BlockEngine(ABC):
 
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
         prompt, ids = self.prompt_ids(messages), self._encode(completion)
-        ends = [len(self._decode(ids[: i + 1]).encode()) for i in range(len(ids))]
-        return scores_of(ids, ends, self.logits([*prompt, *ids])[len(prompt) - 1 : -1])
+        return scores_of(
+            ids, self._byte_ends(ids), self.logits([*prompt, *ids])[len(prompt) - 1 : -1]
+        )
+
+    def grade(self, requests: Sequence[Request], top: int) -> list[Grade]:
+        return [self._grade_one(request, top) for request in requests]
+
+    def _grade_one(self, request: Request, top: int) -> Grade:
+        prompt, ids = self.prompt_ids(request.messages), self._encode(request.begun)
+        grader = Grader(ids, self._byte_ends(ids), self.end_ids(), top, len(prompt) + len(ids))
+        for logits_V in self.logits([*prompt, *ids])[len(prompt) - 1 :]:
+            grader.add(logits_V)
+        return grader.grade()
+
+    def vocabulary(self) -> list[bytes | None]:
+        raise CannotDo(f"{self.name} does not say what its tokens are")
+
+    def _byte_ends(self, ids: Sequence[int]) -> list[int]:
+        return [len(self._decode(ids[: i + 1]).encode()) for i in range(len(ids))]
 
     def _prompt(self, request: Request) -> list[int]:
         prompt = self.prompt_ids(request.messages)
+        if request.begun:
+            prompt = [*prompt, *self._encode(request.begun)]
         check_length(len(prompt), self._context_tokens, self.name, request)
         return prompt
 

@@ -8,6 +8,7 @@ them ever after, so whichever came first dies of an illegal instruction.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -24,7 +25,7 @@ import numpy as np
 
 from serve.engines.base import Engine, LogitsTV
 from serve.errors import EngineError
-from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenScores
+from serve.messages import Chunk, Completion, Grade, Message, Request, Sampling, TokenScores
 
 PR_SET_PDEATHSIG = 1
 LAST_WORDS_CHARACTERS = 300
@@ -60,7 +61,9 @@ class ChildEngine:
         self._words.close()
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None and not pipe.closed:
-                pipe.close()
+                # What was not sent to a child that died is of no use, and its death has been said.
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
         for reply in self._replies("generate", requests=[r.model_dump() for r in requests]):
@@ -75,6 +78,14 @@ class ChildEngine:
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
         self._send("score", messages=[m.model_dump() for m in messages], completion=completion)
         return TokenScores.model_validate(self._read()["scores"])
+
+    def grade(self, requests: Sequence[Request], top: int) -> list[Grade]:
+        self._send("grade", requests=[r.model_dump() for r in requests], top=top)
+        return [Grade.model_validate(grade) for grade in self._read()["grades"]]
+
+    def vocabulary(self) -> list[bytes | None]:
+        self._send("vocabulary")
+        return [None if t is None else t.encode("latin-1") for t in self._read()["pieces"]]
 
     def logits(self, ids: Sequence[int]) -> LogitsTV:
         with tempfile.TemporaryDirectory() as folder:
@@ -190,6 +201,12 @@ def _serve(engine: Engine, asked: dict[str, Any], reply: Any) -> None:
     messages = [Message.model_validate(m) for m in asked.get("messages", [])]
     if verb == "score":
         reply(scores=engine.score(messages, asked["completion"]).model_dump())
+    elif verb == "grade":
+        requests = [Request.model_validate(r) for r in asked["requests"]]
+        reply(grades=[g.model_dump() for g in engine.grade(requests, asked["top"])])
+    elif verb == "vocabulary":
+        pieces = engine.vocabulary()
+        reply(pieces=[None if p is None else p.decode("latin-1") for p in pieces])
     elif verb == "logits":
         np.save(asked["path"], engine.logits(asked["ids"]))
         reply(done=True)

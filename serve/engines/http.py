@@ -17,12 +17,15 @@ from typing import Any, NoReturn
 import httpx
 
 from serve.engines.base import LogitsTV
-from serve.errors import EngineError
-from serve.messages import Chunk, Completion, Message, Request, Sampling, Timing, TokenScores
+from serve.engines.prompt_logprobs import grade_of_prompt
+from serve.errors import CannotDo, EngineError
+from serve.messages import Chunk, Completion, Grade, Message, Request, Sampling, Timing, TokenScores
 
 ATTEMPTS = 6
 REQUEST_TIMEOUT_S = 120.0
 LONGEST_WAIT_S = 60.0
+# What vLLM allows unless it is started with a larger `--max-logprobs`.
+PROMPT_LOGPROBS_LIMIT = 20
 NO_SUCCESS_LIMIT_S = 600.0
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
@@ -106,7 +109,7 @@ class HttpEngine:
 
     def _answer(self, request: Request) -> Completion:
         started_s = time.monotonic()
-        body = self._body(request.messages, request.sampling)
+        body = self._body(_with_begun(request), request.sampling) | _going_on(request)
         reply = self._post(body)
         try:
             choice = reply["choices"][0]
@@ -182,6 +185,23 @@ class HttpEngine:
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
         self._cannot("score a given text")
 
+    def grade(self, requests: Sequence[Request], top: int) -> list[Grade]:
+        """By vLLM's `prompt_logprobs`. Raises EngineError where the server does not know them."""
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            return list(pool.map(lambda request: self._grade(request, top), requests))
+
+    def _grade(self, request: Request, top: int) -> Grade:
+        """The answer as a finished turn of the prompt, so that its end mark is scored too."""
+        body = self._body(_with_begun(request), Sampling(max_tokens=1)) | {
+            "add_generation_prompt": False,
+            "prompt_logprobs": min(top, PROMPT_LOGPROBS_LIMIT),
+            "return_token_ids": True,
+        }
+        return grade_of_prompt(self._post(body), request.begun, self.name)
+
+    def vocabulary(self) -> list[bytes | None]:
+        self._cannot("list its tokens")
+
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         self._cannot("tokenize")
 
@@ -192,7 +212,19 @@ class HttpEngine:
         self._cannot("give logits")
 
     def _cannot(self, verb: str) -> NoReturn:
-        raise EngineError(f"{self.name} cannot {verb}: chat completions do not offer it")
+        raise CannotDo(f"{self.name} cannot {verb}: chat completions do not offer it")
+
+
+def _with_begun(request: Request) -> tuple[Message, ...]:
+    begun = (Message(role="assistant", content=request.begun),) if request.begun else ()
+    return (*request.messages, *begun)
+
+
+def _going_on(request: Request) -> dict[str, bool]:
+    """vLLM's and SGLang's words for "the last turn is not over"."""
+    if not request.begun:
+        return {}
+    return {"continue_final_message": True, "add_generation_prompt": False}
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:

@@ -27,13 +27,14 @@ from serve.engines.base import LogitsTV
 from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
 from serve.engines.prefixes import Prompt, Prompts, by_lead
 from serve.engines.sampling import pick_token
-from serve.engines.scoring import scores_of
+from serve.engines.scoring import Grader, scores_of
 from serve.errors import EngineError
-from serve.messages import Chunk, Completion, Message, Request, Sampling, TokenScores
+from serve.messages import Chunk, Completion, Grade, Message, Request, Sampling, TokenScores
 
 # Row counts a step may have: kernels treat rows in groups of four and sixteen.
 SMALLEST_STEP_ROWS = 4
 IDLE_TOKEN = 0
+GRADED_TOGETHER = 4
 
 
 def load(
@@ -72,6 +73,8 @@ class LlamaCppEngine:
         self._template = self.model.chat_template()
         self._prefix_ids: tuple[int, ...] | None = None
         self._prompt_read: tuple[Prompt, LogitsTV] | None = None
+        everything = range(self.model.vocabulary_size)
+        self._end_ids = tuple(token for token in everything if self.model.ends(token))
         self._prompts = Prompts(self.prompt_ids)
         self._lock = threading.Lock()
         self._piece = cache(self.model.piece)
@@ -83,7 +86,7 @@ class LlamaCppEngine:
         return self.model.tokenize(self._template.render(messages))
 
     def end_ids(self) -> tuple[int, ...]:
-        return tuple(t for t in range(self.model.vocabulary_size) if self.model.ends(t))
+        return self._end_ids
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
         with self._lock:
@@ -108,6 +111,9 @@ class LlamaCppEngine:
     def _admit(self, slot: int, request: Request) -> _Sequence:
         """Put one prompt into `slot` and draw its first token."""
         prompt = self._prompts.cut(request.messages, request.opening)
+        if request.begun:
+            begun = self.model.tokenize(request.begun, special=False)
+            prompt = prompt._replace(own=(*prompt.own, *begun))
         check_length(prompt.length, self.model.context_tokens, self.name, request)
         sequence = _Sequence(prompt, Answer(request, prompt.length, self._decode))
         logits_V = self._read_prompt(prompt)
@@ -210,6 +216,40 @@ class LlamaCppEngine:
         logits_TV = self.logits([*prompt, *ids])[len(prompt) - 1 : -1]
         ends = accumulate(len(self.model.piece(token)) for token in ids)
         return scores_of(ids, list(ends), logits_TV)
+
+    def grade(self, requests: Sequence[Request], top: int) -> list[Grade]:
+        """Several answers a call: a batch of 260 tokens reads twice as fast as one of 65."""
+        grades: list[Grade] = []
+        with self._lock:
+            for start in range(0, len(requests), GRADED_TOGETHER):
+                grades += self._grade_together(requests[start : start + GRADED_TOGETHER], top)
+        return grades
+
+    def _grade_together(self, requests: Sequence[Request], top: int) -> list[Grade]:
+        rows: list[Row] = []
+        graders = []
+        for slot, request in enumerate(requests):
+            prompt = self._prompts.cut(request.messages, request.opening)
+            ids = self.model.tokenize(request.begun, special=False)
+            check_length(prompt.length + len(ids), self.model.context_tokens, self.name, request)
+            self._read_shared(prompt, slot)
+            own = (*prompt.own, *ids)
+            first = len(prompt.own) - 1
+            rows += [
+                Row(token, len(prompt.shared) + i, slot, i >= first) for i, token in enumerate(own)
+            ]
+            ends = list(accumulate(len(self._piece(token)) for token in ids))
+            graders.append(Grader(ids, ends, self._end_ids, top, len(own)))
+        for start in range(0, len(rows), DECODE_BATCH_TOKENS):
+            part = rows[start : start + DECODE_BATCH_TOKENS]
+            self.model.decode(part)
+            for index, row in enumerate(part):
+                if row.wants_logits:
+                    graders[row.sequence].add(self.model.logits(index))
+        return [grader.grade() for grader in graders]
+
+    def vocabulary(self) -> list[bytes | None]:
+        return [self._piece(token) or None for token in range(self.model.vocabulary_size)]
 
     def logits(self, ids: Sequence[int]) -> LogitsTV:
         if len(ids) > self.model.context_tokens:

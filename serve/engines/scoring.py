@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from serve.engines.base import LogitsTV
-from serve.messages import TokenScores
+from serve.messages import Grade, TokenScores
+
+# A token further below the best than this weighs less than rounding: exp(-14) is one in a million.
+LISTED_NATS = 14.0
 
 
 def scores_of(ids: Sequence[int], ends: Sequence[int], logits_TV: LogitsTV) -> TokenScores:
@@ -21,3 +25,50 @@ def scores_of(ids: Sequence[int], ends: Sequence[int], logits_TV: LogitsTV) -> T
         byte_offsets=(0, *ends[:-1]) if ids else (),
         logprobs_nats=tuple(float(x) for x in logprobs_T),
     )
+
+
+class Grader:
+    """Collects the rows of one grade as they are decoded: logits exist one row at a time."""
+
+    def __init__(
+        self,
+        ids: Sequence[int],
+        ends: Sequence[int],
+        end_ids: Sequence[int],
+        top: int,
+        read_tokens: int,
+    ) -> None:
+        self._ids, self._ends, self._end_ids, self._top = list(ids), ends, list(end_ids), top
+        self._logprobs: list[float] = []
+        self._top_ids: list[tuple[int, ...]] = []
+        self._top_logprobs: list[tuple[float, ...]] = []
+        self._end_nats, self._read_tokens = 0.0, read_tokens
+
+    def add(self, logits_V: npt.NDArray[np.float32]) -> None:
+        """The logits before the next token; after the last one, those that follow the text."""
+        best = float(logits_V.max())
+        normalizer = best + float(np.log(np.exp(logits_V - best).sum(dtype=np.float64)))
+        listed = np.flatnonzero(logits_V > best - LISTED_NATS)
+        order = listed[np.argsort(-logits_V[listed], kind="stable")[: self._top]]
+        self._top_ids.append(tuple(int(i) for i in order))
+        self._top_logprobs.append(tuple(round(float(x) - normalizer, 5) for x in logits_V[order]))
+        place = len(self._logprobs)
+        if place < len(self._ids):
+            self._logprobs.append(float(logits_V[self._ids[place]]) - normalizer)
+        else:
+            ends_E = logits_V[self._end_ids].astype(np.float64) - normalizer
+            self._end_nats = float(np.logaddexp.reduce(ends_E))
+
+    def grade(self) -> Grade:
+        scores = TokenScores(
+            ids=tuple(self._ids),
+            byte_offsets=(0, *self._ends[:-1]) if self._ids else (),
+            logprobs_nats=tuple(self._logprobs),
+        )
+        return Grade(
+            scores=scores,
+            top_ids=tuple(self._top_ids),
+            top_logprobs_nats=tuple(self._top_logprobs),
+            end_nats=self._end_nats,
+            read_tokens=self._read_tokens,
+        )

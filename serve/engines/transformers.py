@@ -8,10 +8,14 @@ engine: a request's seed means the same everywhere, and no model's generation co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate
+from os.path import commonprefix
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
 
 from serve.engines.attention import GROUPED
 from serve.engines.base import LogitsTV
@@ -20,43 +24,47 @@ from serve.engines.decoding import Block
 from serve.engines.scoring import scores_of
 from serve.engines.stepping import Rows
 from serve.engines.stopping import token_ids
+from serve.engines.token_bytes import token_bytes
 from serve.errors import EngineError
 from serve.hardware import has_cuda, has_fast_bfloat16
-from serve.messages import Message, TokenScores
+from serve.messages import Grade, Message, Request, TokenScores
+
+# Logits of that many answers exist at a time.
+GRADED_TOGETHER = 8
 
 
 def load(
     path: Path, slots: int = 32, context_tokens: int = 4096, dtype: str = "auto"
 ) -> TransformersEngine:
     """Open a checkpoint folder; `dtype` auto is bfloat16 where the hardware has it."""
-    return TransformersEngine(path, slots, context_tokens, dtype)
+    wanted = ("bfloat16" if has_fast_bfloat16() else "float32") if dtype == "auto" else dtype
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, wanted), local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"checkpoint {path} does not load: {error}") from error
+    model.to("cuda" if has_cuda() else "cpu")
+    return TransformersEngine(model, tokenizer, path.name, slots, context_tokens)
 
 
 class TransformersEngine(BlockEngine):
-    """One checkpoint, `slots` requests in a block."""
+    """One model, `slots` requests in a block. Whoever trains it meanwhile changes the answers."""
 
-    def __init__(self, path: Path, slots: int, context_tokens: int, dtype: str) -> None:
-        wanted = ("bfloat16" if has_fast_bfloat16() else "float32") if dtype == "auto" else dtype
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            self.model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=getattr(torch, wanted), local_files_only=True, use_safetensors=True
-            )
-            if not has_cuda() and self.model._supports_attention_backend:
-                self.model.set_attn_implementation(GROUPED)
-        except (OSError, ValueError, KeyError) as error:
-            raise EngineError(f"checkpoint {path} does not load: {error}") from error
-        self.model.to("cuda" if has_cuda() else "cpu").eval()
+    def __init__(
+        self, model: Any, tokenizer: Any, name: str, slots: int, context_tokens: int
+    ) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        if not has_cuda() and model._supports_attention_backend:
+            model.set_attn_implementation(GROUPED)
         self._pad = self.tokenizer.pad_token_id
         if self._pad is None:
             self._pad = self.tokenizer.eos_token_id
         ends = self.model.generation_config.eos_token_id
         own = () if ends is None else token_ids(ends)
         super().__init__(
-            f"transformers:{path.name}",
-            slots,
-            {self.tokenizer.eos_token_id, *own},
-            context_tokens,
+            f"transformers:{name}", slots, {self.tokenizer.eos_token_id, *own}, context_tokens
         )
         self.model.generation_config = GenerationConfig(
             eos_token_id=sorted(self._ends), pad_token_id=self._pad
@@ -69,6 +77,9 @@ class TransformersEngine(BlockEngine):
         turns = [{"role": m.role, "content": m.content} for m in messages]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return self._encode(text)
+
+    def vocabulary(self) -> list[bytes | None]:
+        return self._token_bytes
 
     def _rows(self, prompts: Sequence[list[int]], answer_tokens: int) -> Rows:
         return Block(self.model, prompts, self._pad)
@@ -88,9 +99,63 @@ class TransformersEngine(BlockEngine):
         ends = [len(completion[:end].encode()) for _, end in encoded["offset_mapping"]]
         return scores_of(ids, ends, self.logits([*prompt, *ids])[len(prompt) - 1 : -1])
 
+    def grade(self, requests: Sequence[Request], top: int) -> list[Grade]:
+        grades: list[Grade] = []
+        for start in range(0, len(requests), GRADED_TOGETHER):
+            grades += self._grade_together(requests[start : start + GRADED_TOGETHER], top)
+        return grades
+
+    @torch.inference_mode()
+    def _grade_together(self, requests: Sequence[Request], top: int) -> list[Grade]:
+        """What all prompts begin with is read once, and its cache shared by the rows."""
+        prompts = [self.prompt_ids(r.messages) for r in requests]
+        answers = [self._encode(r.begun) for r in requests]
+        shared = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)  # noqa: RUF071
+        cache = DynamicCache(config=self.model.config)
+        if shared:
+            self.model(self._row([prompts[0][:shared]]), past_key_values=cache, logits_to_keep=1)
+            cache.batch_repeat_interleave(len(requests))
+        rows = [[*p, *a][shared:] for p, a in zip(prompts, answers, strict=True)]
+        width = max(map(len, rows))
+        ids_BT = self._row([row + [self._pad] * (width - len(row)) for row in rows])
+        lengths_B1 = self._row([[shared + len(row)] for row in rows])
+        mask_BT = torch.arange(shared + width, device=ids_BT.device) < lengths_B1
+        logits_BTV = self.model(ids_BT, attention_mask=mask_BT.long(), past_key_values=cache).logits
+        firsts = [len(prompt) - shared - 1 for prompt in prompts]
+        return [
+            self._grade_of(ids, logits_TV[first : first + len(ids) + 1].float(), top, len(row))
+            for ids, row, first, logits_TV in zip(answers, rows, firsts, logits_BTV, strict=True)
+        ]
+
+    def _grade_of(
+        self, ids: list[int], logits_TV: torch.Tensor, top: int, read_tokens: int
+    ) -> Grade:
+        """`logits_TV`: before each of the answer's ids, and after the last one."""
+        logprobs_TV = logits_TV.log_softmax(dim=-1)
+        best_TK = logprobs_TV.topk(min(top, logprobs_TV.shape[1]))
+        places = self._row(ids).long()[:, None]
+        ends = list(accumulate(len(self._token_bytes[i] or b"") for i in ids))
+        return Grade(
+            scores=TokenScores(
+                ids=tuple(ids),
+                byte_offsets=(0, *ends[:-1]) if ids else (),
+                logprobs_nats=tuple(logprobs_TV[:-1].gather(1, places)[:, 0].tolist()),
+            ),
+            top_ids=tuple(tuple(row) for row in best_TK.indices.tolist()),
+            top_logprobs_nats=tuple(tuple(row) for row in best_TK.values.tolist()),
+            end_nats=float(logprobs_TV[-1, list(self.end_ids())].logsumexp(0)),
+            read_tokens=read_tokens,
+        )
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes | None]:
+        return token_bytes(self.tokenizer)
+
+    def _row(self, values: Sequence[Any]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.model.device)
+
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> LogitsTV:
-        ids_BT = torch.tensor([list(ids)], device=self.model.device)
-        logits_BTV = self.model(ids_BT).logits
+        logits_BTV = self.model(self._row([list(ids)])).logits
         result: LogitsTV = logits_BTV[0].float().cpu().numpy()
         return result

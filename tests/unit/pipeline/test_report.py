@@ -24,6 +24,20 @@ LADDER = {
         }
     ],
 }
+COSTS = [
+    {
+        "step": "practice (aligned)",
+        "student_tokens": 70_000,
+        "teacher_tokens": 20_000,
+        "operations": 1.5e15,
+        "took_s": 300.0,
+        "device": "a processor, 2 cores",
+        "energy_j": None,
+        "gained": {"difference": 0.06, "interval": [0.02, 0.1], "p_value": 0.004},
+        "points_per_1e15": 4.0,
+        "points_per_minute": 1.2,
+    }
+]
 FAILED = {**ROW, "verdict": {**ROW["verdict"], "outcome": "fail"}}
 UNDECIDED = {**ROW, "verdict": {**ROW["verdict"], "outcome": "inconclusive"}}
 
@@ -42,14 +56,17 @@ def test_the_exit_code_says_whether_there_is_something_to_ship(tmp_path, capsys,
     gate = {
         "rows": rows,
         "margin_points": 3.0,
+        "reference": "SFT student",
         "chosen": {"name": name, "file": file, "why": "the smallest of 1 that pass"},
     }
     for folder, content in (("08-evaluate/ladder", LADDER), ("09-gate/gate", gate)):
         path = tmp_path / f"{folder}.json"
         path.parent.mkdir()
         path.write_text(json.dumps(content))
+    (tmp_path / "ledger.json").write_text(json.dumps(COSTS))
     assert print_results(tmp_path) == code
     text = capsys.readouterr().out
     assert "50.0 [44, 56]" in text
+    assert "+6.0 [+2.0, +10.0]" in text
     assert f"chosen: {file or 'none'}: the smallest of 1 that pass" in text
     assert all(len(line) <= 130 for line in text.splitlines())

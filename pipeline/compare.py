@@ -1,0 +1,160 @@
+"""Was practice worth its time? The same seconds spent on more traces and SFT, on the same items.
+
+    python -m pipeline.compare on-policy sft --equal-compute --run FOLDER
+
+Reads a finished run with practice; makes `FOLDER/compare/more-sft` (traces that are there already
+are not asked again), trains a student on the larger set, evaluates it beside the practised one, and
+writes `FOLDER/compare.json`, which the report then shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline import report
+from pipeline.all import QUIET, execute, stages
+from pipeline.examine import ON_POLICY, ON_POLICY_STAGE, SFT_STAGE, checkpoint_rung, examine
+from pipeline.ladder import Judged
+from pipeline.ledger import COMPARED, greedy, manifest_of
+from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
+from pipeline.on_policy_options import OnPolicyOptions
+from pipeline.progress import Progress
+from pipeline.recipe import Recipe
+from pipeline.records import Problem
+from pipeline.run import SCRATCH, Context, RunDir, run_stage
+from pipeline.store import read_records, write_json
+from pipeline.tasks.judge import Judge
+from quant.stats import paired
+from serve.errors import DataError, RetortError
+
+RIVAL = "compare/more-sft"
+
+
+def larger_recipe(recipe: Recipe, root: Path) -> tuple[Recipe, float, int]:
+    """The recipe without practice and with more problems, the seconds they may take, how many.
+
+    A problem's price is what traces, curation and SFT took in this run, divided by their problems.
+    """
+    practice = manifest_of(root / ON_POLICY_STAGE)
+    spent_s = sum(manifest_of(root / s)["took_s"] for s in ("02-traces", "03-curated", SFT_STAGE))
+    problems = sum(1 for _ in read_records(root / "01-problems" / "train.jsonl", Problem))
+    sources = max(1, problems // recipe.problems.train_per_family)
+    more = math.ceil(practice["took_s"] / (spent_s / problems) / sources)
+    changed = recipe.problems.model_copy(
+        update={"train_per_family": recipe.problems.train_per_family + more}
+    )
+    larger = recipe.model_copy(update={"problems": changed, "on_policy": OnPolicyOptions()})
+    return larger, float(practice["took_s"]), more * sources
+
+
+def compare(root: Path, progress: Progress) -> dict[str, Any]:
+    """Train the rival, ask it the run's evaluation items, write and return the comparison."""
+    try:
+        data = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{root} is no run: {error.strerror}") from error
+    recipe = Recipe.model_validate(data)
+    if not (root / ON_POLICY_STAGE / "manifest.json").exists():
+        raise DataError(
+            f"{root} has no finished practice", hint="set on_policy.method in its recipe"
+        )
+    larger, seconds, more = larger_recipe(recipe, root)
+    rival = RunDir(root / RIVAL)
+    with rival.locked(), rival.logged():
+        answers = root / "02-traces" / SCRATCH / "answers.jsonl"
+        target = rival.root / "02-traces" / SCRATCH / "answers.jsonl"
+        if answers.exists() and not target.exists():
+            target.parent.mkdir(parents=True)
+            shutil.copyfile(answers, target)
+        execute(rival, larger, progress, until=SFT_STAGE)
+        judged = _asked(rival.root, root, recipe, Context(recipe.run.seed, progress))
+    found = _verdict(judged, root) | {
+        "seconds": seconds,
+        "more_problems": more,
+        "spent_s": _spent(rival.root, root),
+        "fingerprint": manifest_of(root / ON_POLICY_STAGE)["fingerprint"],
+    }
+    write_json(root / COMPARED, found)
+    return found
+
+
+def _took(root: Path, stage: str) -> float:
+    return float(manifest_of(root / stage)["took_s"])
+
+
+def _spent(rival: Path, root: Path) -> float:
+    """What the additions took: new traces (known ones cost nothing), and the longer training."""
+    return _took(rival, "02-traces") + _took(rival, SFT_STAGE) - _took(root, SFT_STAGE)
+
+
+def _asked(rival: Path, root: Path, recipe: Recipe, context: Context) -> list[Judged]:
+    problems = list(read_records(root / "01-problems" / "eval.jsonl", Problem))
+    options = recipe.evaluate.model_copy(update={"k_items": 0})
+    keep_freed_memory(one_heap=True)
+    rung = checkpoint_rung(rival / SFT_STAGE, recipe.student, options)
+    with Judge() as judge:
+        return examine(rung, problems, options, rival / "evaluated", judge, context)
+
+
+def _verdict(judged: list[Judged], root: Path) -> dict[str, Any]:
+    """The practised student against the rival, paired."""
+    practised = greedy(root / "08-evaluate")[ON_POLICY]
+    rival = {a.item: a.verdict.passed for a in judged if a.verdict.passed is not None}
+    both = sorted(practised.keys() & rival.keys())
+    result = paired([rival[i] for i in both], [practised[i] for i in both])
+    return {
+        "items": len(both),
+        "more_sft": sum(rival[i] for i in both) / len(both),
+        "on_policy": sum(practised[i] for i in both) / len(both),
+        **result._asdict(),
+        "interval": list(result.interval),
+    }
+
+
+def show_again(root: Path, progress: Progress) -> None:
+    """Write the report anew, with the comparison in it."""
+    recipe = Recipe.model_validate(json.loads((root / "recipe.json").read_text(encoding="utf-8")))
+    run = RunDir(root)
+    table = stages(recipe)
+    inputs = {s.name: m for s in table if (m := run.manifest(s)) is not None and not s.files}
+    stage = table[-1]
+    fingerprint = run.fingerprint(stage, {n: inputs[n] for n in stage.needs}, recipe.run.seed)
+    run_stage(run, stage, fingerprint, Context(recipe.run.seed, progress))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.compare", description=__doc__)
+    parser.add_argument("first", choices=["on-policy"])
+    parser.add_argument("second", choices=["sft"])
+    parser.add_argument("--equal-compute", action="store_true", required=True)
+    parser.add_argument("--run", type=Path, default=Path("runs/default"))
+    options = parser.parse_args(arguments)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    progress = Progress()
+    try:
+        found = compare(options.run, progress)
+        show_again(options.run, progress)
+    except RetortError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    low, high = found["interval"]
+    print(
+        f"on-policy {100 * found['on_policy']:.1f} %, {found['more_problems']} more problems for SFT "
+        f"{100 * found['more_sft']:.1f} % of {found['items']} items: difference "
+        f"{100 * found['difference']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "
+        f"p {found['p_value']:.3g}\nreport: {options.run / report.FILES[0]}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    start_again_on_huge_pages()
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The attempts of method `exact`: what is asked at each step, and our way of drawing it on a CPU.
+
+Everything drawn follows from the run's seed and the attempt's number, so that a resumed training
+draws what the killed one would have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from pipeline.attempts import in_practice_order, seed_of
+from pipeline.on_policy_options import OnPolicyOptions
+from pipeline.prompts import student_messages
+from pipeline.recipe import StudentOptions
+from pipeline.records import Problem
+from serve.engines.transformers import TransformersEngine
+from serve.messages import Message, Request, Sampling
+
+
+class Practice:
+    """Attempt after attempt: at which problem, from which seed. A data set for the trainer."""
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        student: StudentOptions,
+        options: OnPolicyOptions,
+        seed: int,
+    ) -> None:
+        self._problems = in_practice_order(problems, seed)
+        self._student, self._options, self._seed = student, options, seed
+
+    def __len__(self) -> int:
+        return planned_steps(self._options) * self._options.batch_lessons
+
+    def __getitem__(self, attempt: int) -> dict[str, Any]:
+        """`attempt` counts over all steps; the list begins again when it is through."""
+        problem = self._problems[attempt // self._options.samples % len(self._problems)]
+        messages = student_messages(self._student, problem.question)
+        return {
+            "prompt": [message.model_dump() for message in messages],
+            "key": str(attempt),
+            "seed": seed_of(self._seed, "exact", attempt, problem.key),
+        }
+
+
+def planned_steps(options: OnPolicyOptions) -> int:
+    return options.blocks * steps_of_block(options)
+
+
+def steps_of_block(options: OnPolicyOptions) -> int:
+    return math.ceil(options.block_attempts / options.batch_lessons)
+
+
+class ExactSampler:
+    """Draws attempts on a CPU from a copy of the student, in the dtype that is fast there."""
+
+    def __init__(self, engine: TransformersEngine, options: OnPolicyOptions) -> None:
+        self.engine, self._options = engine, options
+
+    def draw(self, student: Any, asked: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """One attempt a row, as TRL holds them: prompts (B, P) end together, answers (B, A) begin
+        together; an answer that ended has its end token. Masks are 1 at what is theirs."""
+        self._take_weights(student)
+        answers = dict(self.engine.generate([self._request(row) for row in asked]))
+        ends = [self.engine.tokenizer.eos_token_id]
+        prompts, attempts = [], []
+        for row in asked:
+            answer = answers[row["key"]]
+            prompts.append(self.engine.prompt_ids([Message(**turn) for turn in row["prompt"]]))
+            attempts.append([*answer.ids, *(ends if answer.finish == "stop" else [])])
+        prompt_BP, prompt_mask_BP = _padded(prompts, ends[0], "left")
+        answer_BA, answer_mask_BA = _padded(attempts, ends[0], "right")
+        return {
+            "prompt_ids": prompt_BP,
+            "prompt_mask": prompt_mask_BP,
+            "completion_ids": answer_BA,
+            "completion_mask": answer_mask_BA,
+            "num_items_in_batch": answer_mask_BA.sum(),
+        }
+
+    @torch.no_grad()
+    def _take_weights(self, student: Any) -> None:
+        pairs = zip(self.engine.model.parameters(), student.parameters(), strict=True)
+        for copied, trained in pairs:
+            copied.copy_(trained)
+
+    def _request(self, row: dict[str, Any]) -> Request:
+        return Request(
+            key=row["key"],
+            messages=tuple(Message(**turn) for turn in row["prompt"]),
+            sampling=Sampling(
+                temperature=self._options.temperature,
+                max_tokens=self._options.max_tokens,
+                seed=row["seed"],
+            ),
+        )
+
+
+def _padded(
+    rows: Sequence[Sequence[int]], pad: int, side: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    masks = [torch.ones_like(tensor) for tensor in tensors]
+    return (
+        pad_sequence(tensors, batch_first=True, padding_value=pad, padding_side=side),
+        pad_sequence(masks, batch_first=True, padding_side=side),
+    )
+
+
+class Attempts(NamedTuple):
+    """B attempts padded on the right to T places; `answer_BT` marks what the student wrote."""
+
+    ids_BT: torch.Tensor
+    real_BT: torch.Tensor
+    answer_BT: torch.Tensor
+
+
+def right_padded(inputs: dict[str, torch.Tensor]) -> Attempts:
+    """TRL's batch, whose prompts are padded on the left, with each row moved to its beginning."""
+    prompt_mask_BP = inputs["prompt_mask"].bool()
+    answer_mask_BA = inputs["completion_mask"].bool()
+    ids_BT = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    real_BT = torch.cat([prompt_mask_BP, answer_mask_BA], 1)
+    answer_BT = torch.cat([torch.zeros_like(prompt_mask_BP), answer_mask_BA], 1)
+    width = ids_BT.shape[1]
+    padding_B1 = (~prompt_mask_BP).sum(1, keepdim=True)
+    from_BT = (torch.arange(width, device=ids_BT.device) + padding_B1) % width
+    return Attempts(*(t.gather(1, from_BT) for t in (ids_BT, real_BT, answer_BT)))

@@ -1,0 +1,109 @@
+"""The teacher's part of practice: grades and continuations, each kept the moment it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from pipeline.asking import Answer, with_openings
+from pipeline.attempts import Attempt
+from pipeline.methods.graded import text_for_teacher
+from pipeline.on_policy_options import OnPolicyOptions
+from pipeline.prompts import teacher_messages
+from pipeline.recipe import TeacherOptions
+from pipeline.store import AppendLog, read_records
+from pipeline.teacher import open_teacher
+from serve.engines.base import Engine
+from serve.messages import Completion, Grade, Message, Record, Request
+
+# Graded in one call: what is graded together agrees to the last bit only if asked together again.
+GROUP = 8
+
+
+class GradeGroup(Record):
+    """The grades of one call, in the order of `keys`."""
+
+    keys: tuple[str, ...]
+    grades: tuple[Grade, ...]
+
+
+class Grading:
+    """The teacher, opened when something is missing, and the logs of what it said.
+
+    A teacher that grades needs few sequences; one that goes on from prefixes as many as ever.
+    """
+
+    def __init__(self, teacher: TeacherOptions, options: OnPolicyOptions, scratch: Path) -> None:
+        self._teacher, self._options = teacher, options
+        self._engine: Engine | None = None
+        self._grades = AppendLog(scratch / "grades.jsonl")
+        self._continuations = AppendLog(scratch / "continuations.jsonl")
+        self._known = {g.keys: g for g in read_records(self._grades.path, GradeGroup)}
+        said = read_records(self._continuations.path, Answer)
+        self._said = {answer.key: answer.completion for answer in said}
+
+    def __enter__(self) -> Grading:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._grades.__exit__(kind, error, trace)
+        self._continuations.__exit__(kind, error, trace)
+        if self._engine is not None:
+            self._engine.close()
+
+    @property
+    def tokens(self) -> int:
+        """What the teacher has read and written so far, killed attempts at it included."""
+        read = sum(g.read_tokens for group in self._known.values() for g in group.grades)
+        return read + sum(answer.completion_tokens for answer in self._said.values())
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None:
+            slots = self._teacher.slots if self._options.method == "recover" else 4
+            if self._teacher.engine == "http":
+                slots = self._teacher.slots
+            self._engine = open_teacher(self._teacher.model_copy(update={"slots": slots}))
+        return self._engine
+
+    def messages_of(self, attempt: Attempt) -> tuple[Message, ...]:
+        """The teacher is asked in its own prompt style."""
+        problem = attempt.problem
+        return teacher_messages(self._teacher, problem.question, problem.family)
+
+    def grades(self, attempts: Sequence[Attempt]) -> dict[str, Grade]:
+        """By key. Attempts at one family's problems are neighbours: their prompts begin alike."""
+        ordered = sorted(attempts, key=lambda a: (a.problem.family, a.key))
+        requests = with_openings([self._request(attempt) for attempt in ordered])
+        found: dict[str, Grade] = {}
+        for start in range(0, len(requests), GROUP):
+            part = requests[start : start + GROUP]
+            keys = tuple(request.key for request in part)
+            group = self._known.get(keys)
+            if group is None:
+                graded = self.engine.grade(part, self._options.top_tokens)
+                group = GradeGroup(keys=keys, grades=tuple(graded))
+                self._grades.append([group])
+                self._known[keys] = group
+            found |= dict(zip(keys, group.grades, strict=True))
+        return found
+
+    def continuations(self, requests: Sequence[Request]) -> dict[str, Completion]:
+        """By key; each is kept as it comes."""
+        missing = [r for r in with_openings(requests) if r.key not in self._said]
+        if missing:
+            for key, answer in self.engine.generate(missing):
+                completion = answer.model_copy(update={"timing": None})
+                self._continuations.append([Answer(key=key, completion=completion)])
+                self._said[key] = completion
+        return {request.key: self._said[request.key] for request in requests}
+
+    def _request(self, attempt: Attempt) -> Request:
+        text, _ = text_for_teacher(attempt.completion.text, self._teacher)
+        return Request(key=attempt.key, messages=self.messages_of(attempt), begun=text)

@@ -1,0 +1,81 @@
+"""Method `aligned`: at every byte where both tokenizations have a boundary, the teacher's
+distribution over the tokens both vocabularies share becomes the student's target.
+
+Tokens inside longer spans have no distribution of their own: they get the span's advantage, as in
+method `span`. A wrong attempt counts up to its first mistake, and what stands there instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pipeline.lesson import Advantage, Lesson, Target
+from pipeline.methods.graded import Graded, Tongues, first_mistake
+from pipeline.methods.span import span_advantages
+from pipeline.on_policy_options import OnPolicyOptions
+
+NEEDS = "distributions"
+
+
+def lessons(
+    graded: Sequence[Graded],
+    options: OnPolicyOptions,
+    tongues: Tongues,
+    own_nats: Mapping[str, Sequence[float]],
+) -> list[Lesson]:
+    """One lesson an attempt; attempts without a place to learn from give none."""
+    made = (lesson_of(g, options, tongues, own_nats.get(g.attempt.key)) for g in graded)
+    return [lesson for lesson in made if lesson.places]
+
+
+def lesson_of(
+    graded: Graded,
+    options: OnPolicyOptions,
+    tongues: Tongues,
+    own_nats: Sequence[float] | None = None,
+) -> Lesson:
+    """Targets up to the first mistake, that place included."""
+    assert tongues.vocabulary is not None
+    mistake = first_mistake(graded, options) if options.learn_from == "wrong" else None
+    last = len(graded.spans) if mistake is None else mistake
+    first = len(graded.prompt)
+    targets = []
+    for span in graded.spans[: last + 1]:
+        place = first + span.first.student
+        targets.append(_target(place, graded, span.first.teacher, tongues, options))
+    if graded.ends and last == len(graded.spans):
+        # What follows the last token: the teacher's end of turn is the student's.
+        place = first + len(graded.answer)
+        rows = len(graded.grade.top_ids)
+        targets.append(_target(place, graded, rows - 1, tongues, options))
+    advantages: list[Advantage] = []
+    if own_nats is not None:
+        kept = graded.spans[: last + 1]
+        found = span_advantages(graded, kept, own_nats, options)
+        starts = {first + span.first.student for span in kept}
+        advantages = [a for a in found if a.at not in starts]
+    ids = (*graded.prompt, *graded.answer)
+    if graded.ends:
+        ids = (*ids, tongues.student_end)
+    furthest = max((*(t.at for t in targets), *(a.at for a in advantages)), default=0)
+    return Lesson(ids[: furthest + 1], tuple(targets), tuple(advantages))
+
+
+def _target(
+    at: int, graded: Graded, row: int, tongues: Tongues, options: OnPolicyOptions
+) -> Target:
+    """The teacher's likeliest tokens in row `row`, as tokens of the student."""
+    assert tongues.vocabulary is not None
+    shares: dict[int, float] = {}
+    entropy_nats = 0.0
+    listed = zip(graded.grade.top_ids[row], graded.grade.top_logprobs_nats[row], strict=True)
+    for token, nats in list(listed)[: options.top_tokens]:
+        entropy_nats -= math.exp(nats) * nats
+        student = tongues.vocabulary.student_of.get(token)
+        if student is not None:
+            shares[student] = shares.get(student, 0.0) + math.exp(nats)
+    total = max(1.0, sum(shares.values()))  # rounding may carry a sum past one
+    limit = options.forward_above_nats
+    beta = 0.0 if limit is not None and entropy_nats > limit else options.beta
+    return Target(at, tuple(shares), tuple(share / total for share in shares.values()), beta)

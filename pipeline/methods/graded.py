@@ -1,0 +1,86 @@
+"""An attempt as student and teacher tokenize it, with what the teacher thinks of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+from pipeline.attempts import Attempt
+from pipeline.byte_spans import Run, Span, spans, teacher_form, whole_text
+from pipeline.on_policy_options import OnPolicyOptions
+from pipeline.recipe import TeacherOptions
+from pipeline.shared_vocabulary import SharedVocabulary
+from serve.messages import Completion, Grade
+from serve.reasoning import OPEN_TAG
+
+
+@dataclass(frozen=True)
+class Tongues:
+    """What is known of both sides for a whole run. `pieces[i]`: bytes of the student's token i."""
+
+    pieces: Sequence[bytes | None]
+    student_end: int
+    vocabulary: SharedVocabulary | None
+
+
+class Graded(NamedTuple):
+    """`prompt`: the student's ids before the answer; `spans` in the order of the text.
+
+    `ends` says that the attempt ended by itself, so that its end was graded too.
+    """
+
+    attempt: Attempt
+    prompt: tuple[int, ...]
+    grade: Grade
+    spans: list[Span]
+    ends: bool
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        return self.attempt.completion.ids
+
+    def span_nats(self, span: Span) -> float:
+        """The teacher's log probability of one span."""
+        return sum(self.grade.scores.logprobs_nats[span.first.teacher : span.after.teacher])
+
+
+def text_for_teacher(text: str, teacher: TeacherOptions) -> tuple[str, list[Run]]:
+    """The attempt as the teacher would write it: with tags only if its worked examples have them.
+
+    A teacher without examples that thinks in tags is asked for them by its own template; its
+    attempts are graded without.
+    """
+    if any(OPEN_TAG in example.reasoning for example in teacher.examples):
+        return whole_text(text)
+    return teacher_form(text)
+
+
+def align(
+    attempt: Attempt, prompt: Sequence[int], grade: Grade, runs: Sequence[Run], tongues: Tongues
+) -> Graded:
+    """Cut both tokenizations where both have a boundary."""
+    pieces = [tongues.pieces[i] or b"" for i in attempt.completion.ids]
+    student_starts = list(accumulate((len(p) for p in pieces), initial=0))
+    length = max((run.teacher + run.length for run in runs), default=0)
+    teacher_starts = [*grade.scores.byte_offsets, length]
+    found = spans(student_starts, teacher_starts, runs)
+    return Graded(attempt, tuple(prompt), grade, found, ends_by_itself(attempt.completion))
+
+
+def ends_by_itself(completion: Completion) -> bool:
+    return completion.finish == "stop"
+
+
+def first_mistake(graded: Graded, options: OnPolicyOptions) -> int | None:
+    """Index of the first span the teacher gives less than `mistake_below`; the number of spans
+    where that is the end of the turn; None where there is none."""
+    limit_nats = math.log(options.mistake_below)
+    for index, span in enumerate(graded.spans):
+        if graded.span_nats(span) < limit_nats:
+            return index
+    if graded.ends and graded.grade.end_nats < limit_nats:
+        return len(graded.spans)
+    return None

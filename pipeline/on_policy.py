@@ -1,0 +1,139 @@
+"""Stage 05: the student practises and the teacher grades every token.
+
+Reads `practice.jsonl` and `04-sft`; writes a checkpoint folder, `attempts.jsonl` (every attempt
+with its verdict), `blocks.jsonl` (a row a block), `watch.json` (looks at held-out problems) and
+`examples.jsonl` (the traces the student knows, for calibration). A killed run goes on and ends with
+the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.attempts import in_practice_order
+from pipeline.memory import keep_freed_memory
+from pipeline.on_policy_options import OnPolicyOptions
+from pipeline.pair_method import resolve_method
+from pipeline.recipe import StudentOptions, TeacherOptions
+from pipeline.records import Example, Problem
+from pipeline.run import SCRATCH, Context
+from pipeline.store import read_records, write_file, write_json
+from pipeline.supervise import rendered_ids
+from pipeline.tasks.judge import Judge
+from serve.errors import DataError
+from serve.models import resolve_model
+
+STAGE_VERSION = 1
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "trl",
+    "llama-cpp-python",
+    "reasoning-gym",
+    "math-verify",
+)
+Config = tuple[TeacherOptions, StudentOptions, OnPolicyOptions]
+
+
+def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Practise. Raises TrainingDiverged, EngineError (the teacher left), DataError."""
+    teacher, _, options = config
+    keep_freed_memory()
+    problems = list(read_records(inputs["01-problems"] / "practice.jsonl", Problem))
+    ordered = in_practice_order(problems, context.seed)
+    held_out, practice = ordered[: options.watch_problems], ordered[options.watch_problems :]
+    if not practice:
+        raise DataError(
+            f"{len(problems)} practice problems, {options.watch_problems} of them held out",
+            hint="raise problems.practice_per_family",
+        )
+    checkpoint = inputs["04-sft"]
+    method = resolve_method(teacher, options, checkpoint)
+    chosen = options.model_copy(update={"method": method})
+    shutil.copyfile(checkpoint / "examples.jsonl", out / "examples.jsonl")
+    if method == "exact":
+        counts = _exact(config, chosen, practice, checkpoint, out, context)
+    else:
+        counts = _graded(config, chosen, practice, held_out, checkpoint, out, context)
+    shutil.rmtree(out / SCRATCH, ignore_errors=True)
+    return {"method": method} | counts
+
+
+def _exact(
+    config: Config,
+    options: OnPolicyOptions,
+    practice: Sequence[Problem],
+    checkpoint: Path,
+    out: Path,
+    context: Context,
+) -> dict[str, Any]:
+    from pipeline.exact import refine_exact
+
+    teacher, student, _ = config
+    folder = resolve_model(teacher.model, teacher.sha256)
+    rows = refine_exact(checkpoint, folder, practice, student, options, out, context)
+    _write_rows(out / "blocks.jsonl", rows)
+    write_json(out / "watch.json", [])
+    return {"updates": len(rows), "attempt_tokens": sum(r["attempt_tokens"] for r in rows)}
+
+
+def _graded(
+    config: Config,
+    options: OnPolicyOptions,
+    practice: Sequence[Problem],
+    held_out: Sequence[Problem],
+    checkpoint: Path,
+    out: Path,
+    context: Context,
+) -> dict[str, Any]:
+    from pipeline.grading import Grading
+    from pipeline.refiner import Refiner
+    from pipeline.sampler import Sampler
+
+    teacher, student, _ = config
+    scratch = out / SCRATCH
+    sampler = Sampler(checkpoint, student, options.max_tokens)
+    replay = replayed(list(read_records(checkpoint / "examples.jsonl", Example)), sampler.tokenizer)
+    with Judge() as judge, Grading(teacher, options, scratch) as grading:
+        refiner = Refiner(
+            sampler, grading, judge, teacher, student, options, replay, scratch, context
+        )
+        rows = refiner.run(practice, held_out)
+        graded_tokens = grading.tokens
+    sampler.save(out)
+    write_file(out / "attempts.jsonl", (scratch / "attempts.jsonl").read_bytes())
+    _write_rows(out / "blocks.jsonl", rows)
+    write_json(out / "watch.json", refiner.looks)
+    return {
+        "blocks": len(rows),
+        "attempts": sum(row["attempts"] for row in rows),
+        "attempt_tokens": sum(row["attempt_tokens"] for row in rows),
+        "lessons": sum(row["lessons"] for row in rows),
+        "updates": sum(row["updates"] for row in rows),
+        "skipped_updates": rows[-1]["skipped_updates"],
+        "student_tokens": refiner.trained_tokens,
+        "teacher_tokens": graded_tokens,
+        "took_s": {phase: round(s, 1) for phase, s in sorted(refiner.took_s.items())},
+    }
+
+
+def replayed(examples: Sequence[Example], tokenizer: Any) -> list[Any]:
+    """SFT's examples as lessons: loss on the completion alone, as there."""
+    from pipeline.lesson import told
+
+    lessons = []
+    for example in sorted(examples, key=lambda e: e.key):
+        opening = tokenizer.apply_chat_template(
+            list(example.prompt), tokenize=False, add_generation_prompt=True
+        )
+        first = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
+        lessons.append(told(rendered_ids(example, tokenizer), first))
+    return lessons
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_file(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))

@@ -1,0 +1,68 @@
+"""May this teacher and this student work together? Asked before any hour is spent.
+
+    python -m pipeline.pair [RECIPE] [--set section.key=value]
+
+Reads tokenizers, templates and shapes; measures a few answers; writes nothing but caches. A pair
+that cannot work is refused with the reason (exit code 3), a risky one warns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from rich.console import Console
+
+from pipeline.pair_checks import Finding, findings, shown_examples
+from pipeline.pair_forecast import forecast
+from pipeline.pair_method import choose_method
+from pipeline.recipe import Recipe, find_recipe, load_recipe
+from pipeline.student import student_checkpoint
+from serve.errors import DataError, RetortError
+
+COLOURS = {"fine": "green", "note": "cyan", "risk": "yellow", "refused": "red"}
+
+
+def examine_pair(recipe: Recipe, console: Console) -> list[Finding]:
+    """Print all that is found. Raises DataError when the pair is refused."""
+    checkpoint = student_checkpoint(recipe.student)
+    found = findings(recipe, checkpoint)
+    for finding in found:
+        console.print(f"[{COLOURS[finding.kind]}]{finding.kind:8}[/] {finding.text}")
+    refused = [finding for finding in found if finding.kind == "refused"]
+    if refused:
+        raise DataError(f"this pair cannot work: {refused[0].text}")
+    if recipe.on_policy.method != "none":
+        choice = choose_method(recipe.teacher, recipe.on_policy, checkpoint)
+        console.print(f"[green]{'method':8}[/] {choice.method}: {choice.why}")
+    console.print("\nwhat is learnt from (three worked examples; loss on the green part alone):")
+    for text in shown_examples(recipe, checkpoint):
+        console.print(text)
+        console.print()
+    for line in forecast(recipe, checkpoint):
+        console.print(line, highlight=False)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.pair",
+        description="Check a teacher and a student before a run: vocabularies, templates, method, "
+        "memory, disk, time.",
+    )
+    parser.add_argument("recipe", nargs="?", default="default")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        examine_pair(load_recipe(find_recipe(options.recipe), tuple(options.set)), Console())
+    except RetortError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""What is looked at in a pair: vocabularies, ends of turns, templates, tags, supervised spans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rich.text import Text
+
+from pipeline.prompts import student_messages
+from pipeline.recipe import Recipe
+from pipeline.records import Problem
+from pipeline.shared_vocabulary import shared_vocabulary
+from pipeline.supervise import example_of, rendered_ids
+from pipeline.teacher import open_teacher
+from serve.engines.base import Engine
+from serve.engines.token_bytes import token_bytes
+from serve.errors import CannotDo
+from serve.reasoning import CLOSE_TAG, OPEN_TAG
+
+# Below this share of the student's tokens, most places have nothing but the tail bucket.
+RISKY_SHARE = 0.3
+SHOWN = 3
+Kind = Literal["fine", "note", "risk", "refused"]
+
+
+class Finding(NamedTuple):
+    kind: Kind
+    text: str
+
+
+def findings(recipe: Recipe, checkpoint: Path) -> list[Finding]:
+    """All that was found, in the order it was looked for."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    found = list(_student_findings(recipe, checkpoint, tokenizer))
+    if any(finding.kind == "refused" for finding in found):
+        return found
+    with closing(open_teacher(recipe.teacher.model_copy(update={"slots": 4}))) as teacher:
+        found += _teacher_findings(recipe, tokenizer, teacher)
+    return found
+
+
+def _student_findings(recipe: Recipe, checkpoint: Path, tokenizer: Any) -> Iterator[Finding]:
+    if tokenizer.chat_template is None:
+        yield Finding("refused", "the student's tokenizer has no chat template")
+        return
+    if tokenizer.eos_token_id is None:
+        yield Finding("refused", "the student's tokenizer has no end token")
+        return
+    end = tokenizer.eos_token
+    turns = [m.model_dump() for m in student_messages(recipe.student, "2 + 2 =")]
+    turns.append({"role": "assistant", "content": "4"})
+    closed = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
+    if closed.endswith(end):
+        yield Finding("fine", f"student ends a turn with its end token {end!r}")
+    else:
+        yield Finding("risk", f"student's template ends a turn with {closed[-12:]!r}, not {end!r}")
+    head = _rows_of_the_head(checkpoint)
+    used = len(tokenizer)
+    yield Finding("note", f"student: {used:,} tokens, head of {head:,} rows, {head - used} padding")
+    for tag in (OPEN_TAG, CLOSE_TAG):
+        ids = tokenizer(tag, add_special_tokens=False)["input_ids"]
+        if tokenizer.decode(ids) != tag:
+            yield Finding("refused", f"student writes {tag} as {tokenizer.decode(ids)!r}")
+        else:
+            yield Finding("note", f"student writes {tag} in {len(ids)} tokens")
+
+
+def _teacher_findings(recipe: Recipe, tokenizer: Any, teacher: Engine) -> Iterator[Finding]:
+    try:
+        pieces = teacher.vocabulary()
+        ends = teacher.end_ids()
+    except CannotDo as cannot:
+        yield Finding("note", f"{cannot}; aligned and exact are out of question")
+        return
+    shared = shared_vocabulary(token_bytes(tokenizer), pieces, tokenizer.eos_token_id, ends)
+    share = shared.shared / shared.student_tokens
+    yield Finding(
+        "fine" if share >= RISKY_SHARE else "risk",
+        f"{shared.shared:,} of the student's {shared.student_tokens:,} tokens are tokens of the "
+        f"teacher too ({shared.teacher_tokens:,} in all): {100 * share:.0f} %",
+    )
+    yield Finding("fine" if ends else "refused", f"teacher ends a turn with {len(ends)} token(s)")
+    digits = {bytes([byte]) for byte in b"0123456789"}
+    single = digits <= set(pieces) and not any(p and len(p) > 1 and p.isdigit() for p in pieces)
+    own = token_bytes(tokenizer)
+    alike = single == (
+        digits <= set(own) and not any(p and len(p) > 1 and p.isdigit() for p in own)
+    )
+    yield Finding(
+        "fine" if alike else "risk",
+        "digits are cut alike on both sides" if alike else "one side has tokens of several digits",
+    )
+    tagged = any(OPEN_TAG in example.reasoning for example in recipe.teacher.examples)
+    form = "with" if tagged else "without"
+    yield Finding("note", f"teacher is graded in its own prompt, {form} {OPEN_TAG} tags")
+
+
+def _rows_of_the_head(checkpoint: Path) -> int:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    return int(config.get_text_config().vocab_size)
+
+
+def shown_examples(recipe: Recipe, checkpoint: Path) -> list[Text]:
+    """Three worked examples as they would be trained on: prompt dim, supervised tokens green."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    texts = []
+    for example in recipe.teacher.examples[:SHOWN]:
+        problem = Problem(question=example.question, answer=example.answer, family="worked")
+        shown = example_of("shown", problem, example.reasoning, example.answer, recipe.student)
+        ids = rendered_ids(shown, tokenizer)
+        opening = tokenizer.apply_chat_template(
+            list(shown.prompt), tokenize=False, add_generation_prompt=True
+        )
+        first = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
+        text = Text(tokenizer.decode(ids[:first]), style="dim")
+        text.append(tokenizer.decode(ids[first:]), style="green")
+        text.append(f"  [{first} tokens of prompt, {len(ids) - first} learnt]", style="cyan")
+        texts.append(text)
+    return texts

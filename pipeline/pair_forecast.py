@@ -1,0 +1,123 @@
+"""How much memory, disk and time a run will want, from shapes and a few measured answers."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from pipeline.prompts import student_messages, teacher_messages
+from pipeline.recipe import Recipe
+from pipeline.teacher import open_teacher
+from serve.messages import Request, Sampling
+from serve.models import folder_bytes, resolve_model
+
+# float32 weights, gradients and two AdamW moments.
+TRAINED_BYTES = 16
+GB = 1e9
+
+
+def forecast(recipe: Recipe, checkpoint: Path) -> Iterator[str]:
+    """Lines for people. Times come from answers measured now, on this machine as it is."""
+    weights = parameters_of(checkpoint)
+    teacher_gb = _teacher_bytes(recipe) / GB
+    practising = recipe.on_policy.method != "none"
+    training_gb = TRAINED_BYTES * weights / GB + 2 * weights / GB * practising
+    yield (
+        f"memory   training {training_gb:.1f} GB for {weights / 1e6:.0f} M weights and activations "
+        f"besides; teacher {teacher_gb:.1f} GB; this machine has {_memory_bytes() / GB:.0f} GB"
+    )
+    files = len(recipe.gguf.types) + len(recipe.onnx.precisions)
+    states_gb = 12 * weights / GB * (1 + practising)
+    disk_gb = states_gb + (2 + files) * 2 * weights / GB
+    yield (
+        f"disk     at most {disk_gb:.1f} GB while it runs; "
+        f"{shutil.disk_usage(Path.cwd()).free / GB:.0f} GB are free"
+    )
+    problems = recipe.problems.train_per_family * max(1, len(recipe.problems.families))
+    answers = problems * recipe.traces.samples
+    yield f"traces   {answers} answers of the teacher, one checked example each at most"
+    if not practising:
+        return
+    graded_s, sampled_s = measured(recipe, checkpoint)
+    options = recipe.on_policy
+    learnt = options.block_attempts * (0.5 if options.learn_from == "wrong" else 1.0)
+    updates = math.ceil((learnt + options.replay) * options.passes / options.batch_lessons)
+    # A forward and a backward pass cost three readings of the same tokens.
+    update_s = 3 * graded_s * options.batch_lessons * weights / max(1.0, teacher_weights(recipe))
+    block_s = options.block_attempts * sampled_s + learnt * graded_s + updates * update_s
+    yield (
+        f"practice {options.blocks} blocks of about {block_s:.0f} s "
+        f"({options.block_attempts} attempts at {sampled_s:.2f} s, about {learnt:.0f} grades at "
+        f"{graded_s:.2f} s, {updates} updates at about {update_s:.1f} s): "
+        f"{options.blocks * block_s / 60:.0f} minutes"
+    )
+
+
+def measured(recipe: Recipe, checkpoint: Path) -> tuple[float, float]:
+    """Seconds a graded answer and a sampled attempt take here, from the worked examples."""
+    from serve.engines import load_engine
+
+    examples = recipe.teacher.examples[:8]
+    texts = [f"{e.reasoning.strip()}\nAnswer: {e.answer}" for e in examples] or ["1 + 1 = 2"]
+    questions = [e.question for e in examples] or ["1 + 1 ="]
+    families = [e.family for e in examples] or [None]
+    requests = [
+        Request(key=str(i), messages=teacher_messages(recipe.teacher, q, family), begun=text)
+        for i, (q, family, text) in enumerate(zip(questions, families, texts, strict=True))
+    ]
+    with closing(open_teacher(recipe.teacher.model_copy(update={"slots": 4}))) as teacher:
+        started_s = time.monotonic()
+        teacher.grade(requests, recipe.on_policy.top_tokens)
+        graded_s = (time.monotonic() - started_s) / len(requests)
+    asked = [
+        Request(
+            key=str(i),
+            messages=student_messages(recipe.student, questions[i % len(questions)]),
+            sampling=Sampling(temperature=1.0, seed=i, max_tokens=48),
+        )
+        for i in range(32)
+    ]
+    with closing(load_engine("transformers", path=checkpoint, slots=32)) as student:
+        started_s = time.monotonic()
+        done = sum(1 for _ in student.generate(asked))
+        return graded_s, (time.monotonic() - started_s) / done
+
+
+def parameters_of(checkpoint: Path) -> int:
+    """Weights of a safetensors checkpoint, tied ones once."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(path, framework="np") as file:
+            total += sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())  # noqa: SIM118
+    return total
+
+
+def teacher_weights(recipe: Recipe) -> float:
+    """Weights of the teacher; 0 for one behind a server."""
+    if recipe.teacher.engine == "http":
+        return 0.0
+    path = resolve_model(recipe.teacher.model, recipe.teacher.sha256)
+    if path.is_dir():
+        return float(parameters_of(path))
+    from quant.inspect import inspect_gguf
+
+    return float(inspect_gguf(path).weights)
+
+
+def _teacher_bytes(recipe: Recipe) -> int:
+    if recipe.teacher.engine == "http":
+        return 0
+    path = resolve_model(recipe.teacher.model, recipe.teacher.sha256)
+    return folder_bytes(path) if path.is_dir() else path.stat().st_size
+
+
+def _memory_bytes() -> int:
+    import os
+
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,356 @@
+"""Practice, block by block: the student attempts, the teacher grades, the student is updated.
+
+Everything sampled or said is kept the moment it is there; updates are computed again after a kill,
+from the newest state, and end with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.attempts import (
+    Attempt,
+    problems_of_block,
+    sample_attempts,
+    seed_of,
+)
+from pipeline.collapse_watch import (
+    Look,
+    advice,
+    best_look,
+    look_at,
+    mean_entropy_nats,
+    shifted_beta,
+)
+from pipeline.grading import Grading
+from pipeline.lesson import Lesson, batch_of, told
+from pipeline.memory import give_back_memory, keep_freed_memory
+from pipeline.methods import METHODS, recover
+from pipeline.methods.graded import Graded, Tongues, align, text_for_teacher
+from pipeline.on_policy_options import OnPolicyOptions
+from pipeline.practice_state import load_state, save_state
+from pipeline.recipe import StudentOptions, TeacherOptions
+from pipeline.records import Problem
+from pipeline.run import Context
+from pipeline.sampler import Sampler
+from pipeline.shared_vocabulary import shared_vocabulary
+from pipeline.store import AppendLog, read_records, write_file
+from pipeline.tasks.judge import Judge
+from pipeline.update import Guard, token_logprobs, update
+from serve.errors import CannotDo
+
+Row = dict[str, Any]
+
+
+class Refiner:
+    """One student in practice. `run` does all blocks and returns a row for each."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        grading: Grading,
+        judge: Judge,
+        teacher: TeacherOptions,
+        student: StudentOptions,
+        options: OnPolicyOptions,
+        replay: Sequence[Lesson],
+        scratch: Path,
+        context: Context,
+    ) -> None:
+        self.sampler, self._grading, self._judge = sampler, grading, judge
+        self._teacher, self._student, self._options = teacher, student, options
+        self._replay, self._scratch, self._context = list(replay), scratch, context
+        self._optimizer = torch.optim.AdamW(
+            sampler.model.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True
+        )
+        self._guard = Guard()
+        self._tongues: Tongues | None = None
+        self._beta, self._shifted = options.beta, False
+        self.rows: list[Row] = []
+        self.looks: list[Look] = []
+        self.trained_tokens = 0
+        self.took_s: defaultdict[str, float] = defaultdict(float)
+        self.attempts_log = AppendLog(scratch / "attempts.jsonl")
+        self._known: defaultdict[int, list[Attempt]] = defaultdict(list)
+        for attempt in read_records(self.attempts_log.path, Attempt):
+            self._known[attempt.block].append(attempt)
+
+    def run(self, practice: Sequence[Problem], held_out: Sequence[Problem]) -> list[Row]:
+        """All blocks that are not done. Raises TrainingDiverged, EngineError, DiskError."""
+        options, start = self._options, self._restore()
+        with self._context.progress.bar("practice", 3 * options.blocks) as bar:
+            bar.advance(3 * start)
+            if not self.looks:
+                self._look(held_out, 0)
+            for block in range(start, options.blocks):
+                problems = problems_of_block(practice, options, block)
+                attempts = self._attempts(problems, block)
+                passed = sum(bool(a.verdict.passed) for a in attempts)
+                bar.advance(1, f"{passed} of {len(attempts)} right")
+                lessons = self._lessons(attempts)
+                bar.advance(1, f"{len(lessons)} lessons")
+                losses = self._learn(lessons, block)
+                bar.advance(1, f"loss {losses[0]:.3f} to {losses[-1]:.3f}")
+                self.rows.append(self._row(block, attempts, lessons, losses))
+                if self._ends_early(block, held_out):
+                    break
+        return self.rows
+
+    def _restore(self) -> int:
+        """Go on from the newest state; the number of blocks that are done."""
+        counters = load_state(self._scratch, self.sampler.model, self._optimizer)
+        if counters is None:
+            return 0
+        self.rows, self.looks = counters["rows"], counters["looks"]
+        self._beta, self._shifted = counters["beta"], counters["shifted"]
+        self._guard.restore(counters["guard"])
+        self.trained_tokens = counters["trained_tokens"]
+        self.took_s.update(counters["took_s"])
+        self._context.log.info("going on after block %d", counters["block"])
+        return int(counters["block"])
+
+    def _attempts(self, problems: Sequence[Problem], block: int) -> list[Attempt]:
+        """Those of a block, sampled unless they are known; kept all at once."""
+        if not self._known[block]:
+            with self._timed("sampling", one_heap=True):
+                self.sampler.refresh()
+                self._known[block] = sample_attempts(
+                    self.sampler.engine,
+                    self._judge,
+                    problems,
+                    self._student,
+                    self._options,
+                    self._context.seed,
+                    block,
+                )
+            self.attempts_log.append(self._known[block])
+        return self._known.pop(block)
+
+    def _lessons(self, attempts: Sequence[Attempt]) -> list[Lesson]:
+        options = self._options.model_copy(update={"beta": self._beta})
+        wanted = [a for a in attempts if a.completion.ids and a.verdict.passed is not None]
+        if options.learn_from == "wrong" or options.method == "recover":
+            wanted = [a for a in wanted if not a.verdict.passed]
+        if options.method == "recover":
+            return self._recovered(self._prefixes(wanted))
+        graded = self._graded(wanted)
+        method = METHODS[options.method]
+        with self._timed("lessons"):
+            tongues = self._tongues_known()
+            return list(method.lessons(graded, options, tongues, self._own_nats(graded)))
+
+    def _graded(self, attempts: Sequence[Attempt]) -> list[Graded]:
+        with self._timed("grading", one_heap=True):
+            grades = self._grading.grades(attempts)
+        tongues = self._tongues_known()
+        graded = []
+        for attempt in sorted(attempts, key=lambda a: a.key):
+            _, runs = text_for_teacher(attempt.completion.text, self._teacher)
+            prompt = self.sampler.prompt_ids(attempt.problem.question)
+            graded.append(align(attempt, prompt, grades[attempt.key], runs, tongues))
+        return graded
+
+    def _own_nats(self, graded: Sequence[Graded]) -> dict[str, list[float]]:
+        """The student's log probability of each answer token and of the end, before the updates.
+
+        Asked only where a lesson needs them: of spans, or of tokens inside longer spans.
+        """
+        inner = any(s.after.student - s.first.student > 1 for g in graded for s in g.spans)
+        if self._options.method == "aligned" and not inner:
+            return {}
+        found = {}
+        end = self._tongues_known().student_end
+        for start in range(0, len(graded), self._options.batch_lessons):
+            part = graded[start : start + self._options.batch_lessons]
+            told_ones = [told((*g.prompt, *g.answer, end), len(g.prompt)) for g in part]
+            nats = token_logprobs(
+                self.sampler.model, batch_of(told_ones, self.sampler.pad)
+            ).tolist()
+            for one in part:
+                count = len(one.answer) + 1
+                found[one.attempt.key], nats = nats[:count], nats[count:]
+        return found
+
+    def _prefixes(self, attempts: Sequence[Attempt]) -> list[recover.Prefix]:
+        """Up to the first mistake; to the middle where the teacher cannot grade."""
+
+        def text(attempt: Attempt) -> str:
+            return text_for_teacher(attempt.completion.text, self._teacher)[0]
+
+        found: list[recover.Prefix | None]
+        try:
+            graded = self._graded(attempts)
+            found = [recover.prefix_of(g, text(g.attempt), self._options) for g in graded]
+        except CannotDo:
+            found = [
+                recover.middle_prefix(a, self.sampler.prompt_ids(a.problem.question), text(a))
+                for a in attempts
+            ]
+        return [prefix for prefix in found if prefix is not None]
+
+    def _recovered(self, prefixes: Sequence[recover.Prefix]) -> list[Lesson]:
+        requests = recover.requests_of(
+            prefixes,
+            self._grading.messages_of,
+            self._options,
+            self._options.max_tokens,
+            self._context.seed,
+        )
+        with self._timed("continuations", one_heap=True):
+            said = self._grading.continuations(requests)
+        made = [
+            recover.recovered(
+                prefix,
+                said[prefix.attempt.key],
+                self._judge,
+                self.sampler.tokenizer,
+                self._tongues_known(),
+            )
+            for prefix in prefixes
+        ]
+        return [lesson for lesson in made if lesson is not None]
+
+    def _learn(self, lessons: Sequence[Lesson], block: int) -> list[float]:
+        """`passes` over the lessons, with replayed traces between them; the losses in nats."""
+        options, losses = self._options, []
+        with self._timed("updates"):
+            for number in range(options.passes):
+                draw = random.Random(seed_of(self._context.seed, "pass", block, number))  # noqa: S311
+                replayed = draw.sample(self._replay, min(options.replay, len(self._replay)))
+                everything = [*lessons, *replayed]
+                draw.shuffle(everything)
+                for start in range(0, len(everything), options.batch_lessons):
+                    share = (number + start / len(everything)) / options.passes
+                    self._set_rate((block + share) / options.blocks)
+                    part = everything[start : start + options.batch_lessons]
+                    done = update(
+                        self.sampler.model,
+                        self._optimizer,
+                        batch_of(part, self.sampler.pad),
+                        self._guard,
+                        options.ratio_limit,
+                    )
+                    losses.append(done.loss_nats)
+                    self.trained_tokens += sum(len(lesson.ids) for lesson in part)
+        give_back_memory()
+        return losses or [0.0]
+
+    def _set_rate(self, progress: float) -> None:
+        """Cosine to a tenth."""
+        share = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._options.learning_rate * share
+
+    def _row(
+        self,
+        block: int,
+        attempts: Sequence[Attempt],
+        lessons: Sequence[Lesson],
+        losses: Sequence[float],
+    ) -> Row:
+        return {
+            "block": block,
+            "attempts": len(attempts),
+            "right": sum(bool(a.verdict.passed) for a in attempts),
+            "attempt_tokens": sum(a.completion.completion_tokens for a in attempts),
+            "lessons": len(lessons),
+            "places": sum(lesson.places for lesson in lessons),
+            "updates": len(losses),
+            "skipped_updates": self._guard.skipped,
+            "losses_nats": [round(loss, 6) for loss in losses],
+            "beta": self._beta,
+        }
+
+    def _ends_early(self, block: int, held_out: Sequence[Problem]) -> bool:
+        """Look, heed the rule, and write a state where one is due."""
+        options, done = self._options, block + 1
+        advised = "go on"
+        if options.watch_blocks and (done % options.watch_blocks == 0 or done == options.blocks):
+            self._look(held_out, done)
+            advised = advice(self.looks, self._beta, self._shifted)
+        if advised == "shift":
+            self._context.log.warning("entropy and pass@k fall: beta %g is halved", self._beta)
+            self._beta, self._shifted = shifted_beta(self._beta), True
+        if advised == "stop":
+            self._context.log.warning("entropy and pass@k fall: practice ends")
+            self._take_best()
+            return True
+        if done % options.checkpoint_blocks == 0 and done < options.blocks:
+            save_state(self._scratch, done, self.sampler.model, self._optimizer, self._counters())
+        return False
+
+    def _counters(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "looks": self.looks,
+            "guard": self._guard.state(),
+            "beta": self._beta,
+            "shifted": self._shifted,
+            "trained_tokens": self.trained_tokens,
+            "took_s": dict(self.took_s),
+        }
+
+    def _look(self, held_out: Sequence[Problem], done: int) -> None:
+        if not self._options.watch_blocks or not held_out:
+            return
+        path = self._scratch / f"look-{done:06d}.json"
+        if path.exists():
+            look: Look = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            with self._timed("watch", one_heap=True):
+                look = self._fresh_look(held_out) | {"blocks": float(done)}
+            write_file(path, json.dumps(look))
+        self.looks.append(look)
+        unfinished = 0 < done < self._options.blocks
+        if unfinished and best_look(self.looks) == len(self.looks) - 1:
+            self.sampler.keep(self._scratch / "best")
+
+    def _fresh_look(self, held_out: Sequence[Problem]) -> Look:
+        self.sampler.refresh()
+        options = self._options.model_copy(
+            update={"samples": self._options.watch_samples, "temperature": 0.7}
+        )
+        answers = sample_attempts(
+            self.sampler.engine, self._judge, held_out, self._student, options, 0, -1
+        )
+        prompts = [self.sampler.prompt_ids(a.problem.question) for a in answers]
+        return look_at(answers, mean_entropy_nats(self.sampler.engine, answers, prompts))
+
+    def _take_best(self) -> None:
+        """The student of the best look: that of SFT where no later one was better."""
+        best = self._scratch / "best"
+        at_start = best_look(self.looks) == 0 or not best.exists()
+        self.sampler.take(self.sampler.checkpoint if at_start else best)
+
+    def _tongues_known(self) -> Tongues:
+        if self._tongues is None:
+            pieces = self.sampler.engine.vocabulary()
+            vocabulary = None
+            if self._options.method == "aligned":
+                teacher = self._grading.engine
+                vocabulary = shared_vocabulary(
+                    pieces, teacher.vocabulary(), self.sampler.end, teacher.end_ids()
+                )
+            self._tongues = Tongues(pieces, self.sampler.end, vocabulary)
+        return self._tongues
+
+    @contextmanager
+    def _timed(self, phase: str, one_heap: bool = False) -> Iterator[None]:
+        """Sampling and training want memory in different ways (`pipeline/memory.py`)."""
+        keep_freed_memory(one_heap=one_heap)
+        started_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.took_s[phase] += time.monotonic() - started_s
+            keep_freed_memory()

@@ -1,0 +1,64 @@
+"""The student in practice: float32 weights that are trained, and a fast copy that answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline.prompts import student_messages
+from pipeline.recipe import StudentOptions
+from pipeline.trainable import trainable
+from serve.engines.transformers import TransformersEngine
+from serve.hardware import has_cuda, has_fast_bfloat16
+
+SLOTS, CONTEXT_TOKENS = 128, 1024
+
+
+class Sampler:
+    """`model` is trained, `engine` answers with the weights of the last `refresh`."""
+
+    def __init__(self, checkpoint: Path, student: StudentOptions, max_tokens: int) -> None:
+        self.checkpoint, self._student = checkpoint, student
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+        self.model = trainable(checkpoint)
+        self.model.to("cuda" if has_cuda() else "cpu").train()
+        dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
+        copy = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
+        copy.to(self.model.device)
+        context = max(CONTEXT_TOKENS, 2 * max_tokens)
+        self.engine = TransformersEngine(copy, self.tokenizer, checkpoint.name, SLOTS, context)
+        self.end = int(self.tokenizer.eos_token_id)
+        pad = self.tokenizer.pad_token_id
+        self.pad = self.end if pad is None else int(pad)
+
+    def prompt_ids(self, question: str) -> list[int]:
+        return self.engine.prompt_ids(student_messages(self._student, question))
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Answer with the weights as they are now."""
+        trained = dict(self.model.named_parameters())
+        for name, parameter in self.engine.model.named_parameters():
+            parameter.copy_(trained[name])
+
+    def keep(self, folder: Path) -> None:
+        """Write the student as it is now."""
+        self.refresh()
+        self.engine.model.save_pretrained(folder)
+
+    @torch.no_grad()
+    def take(self, folder: Path) -> None:
+        """Go back to the student in `folder`."""
+        kept = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+        weights = dict(kept.named_parameters())
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(weights[name])
+
+    def save(self, folder: Path) -> None:
+        """A plain checkpoint in bfloat16, tokenizer beside it."""
+        self.model.to(torch.bfloat16).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)

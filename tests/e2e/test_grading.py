@@ -1,0 +1,89 @@
+"""Grades are what scores and logits say, in every engine that gives them; answers go on."""
+
+import math
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from serve.engines import load_engine
+from serve.engines.child import load_in_child
+from serve.messages import Message, Request, Sampling
+
+MESSAGES = (
+    Message(role="system", content="Think in short steps, then give the answer."),
+    Message(role="user", content="State the final answer: 12 + 30 - 5 ="),
+)
+TEXTS = ("12 + 30 = 42\n42 - 5 = 37\nAnswer: 37", "Ünïcödé 漢字 🙂 007", "4")
+
+
+def engines(smoke):
+    yield (
+        "llama.cpp",
+        load_in_child("llama.cpp", path=smoke.root / "06-gguf" / "student-Q8_0.gguf", slots=4),
+    )
+    yield "transformers", load_engine("transformers", path=smoke.root / "04-sft", dtype="float32")
+
+
+@pytest.fixture(scope="module", params=["llama.cpp", "transformers"])
+def engine(request, smoke):
+    chosen = dict(engines(smoke))
+    for name, other in chosen.items():
+        if name != request.param:
+            other.close()
+    with closing(chosen[request.param]) as opened:
+        yield opened
+
+
+def asked(texts=TEXTS):
+    return [Request(key=str(i), messages=MESSAGES, begun=t) for i, t in enumerate(texts)]
+
+
+def test_a_grade_is_the_score_of_the_same_text(engine):
+    for text, grade in zip(TEXTS, engine.grade(asked(), top=5), strict=True):
+        score = engine.score(MESSAGES, text)
+        assert grade.scores.ids == score.ids
+        assert grade.scores.byte_offsets == score.byte_offsets
+        close = [
+            abs(a - b) for a, b in zip(grade.scores.logprobs_nats, score.logprobs_nats, strict=True)
+        ]
+        # A batch of other size rounds differently (llama.cpp multiplies in 8 bits).
+        assert max(close) < 0.35
+        assert np.mean(close) < 0.05
+
+
+def test_rows_are_the_likeliest_tokens_and_the_end(engine):
+    text = TEXTS[0]
+    (grade,) = engine.grade(asked([text]), top=5)
+    ids = [*engine.prompt_ids(MESSAGES), *grade.scores.ids]
+    logits_TV = engine.logits(ids)[-len(grade.scores.ids) - 1 :].astype(np.float64)
+    logprobs_TV = logits_TV - np.logaddexp.reduce(logits_TV, axis=1, keepdims=True)
+    assert len(grade.top_ids) == len(grade.scores.ids) + 1
+    for row, best, nats in zip(logprobs_TV, grade.top_ids, grade.top_logprobs_nats, strict=True):
+        assert list(nats) == sorted(nats, reverse=True)
+        assert nats[0] == pytest.approx(row.max(), abs=0.3)
+        assert row[best[0]] == pytest.approx(row.max(), abs=0.3)
+        assert sum(math.exp(n) for n in nats) <= 1.0001
+    ends = list(engine.end_ids())
+    assert grade.end_nats == pytest.approx(np.logaddexp.reduce(logprobs_TV[-1][ends]), abs=0.5)
+
+
+def test_tokens_say_their_bytes(engine):
+    pieces = engine.vocabulary()
+    for text in TEXTS:
+        ids = engine.score(MESSAGES, text).ids
+        assert b"".join(pieces[i] or b"" for i in ids) == text.encode()
+
+
+def test_an_answer_goes_on_where_it_was_begun(engine):
+    greedy = Sampling(max_tokens=24)
+    ((_, whole),) = engine.generate([Request(key="a", messages=MESSAGES, sampling=greedy)])
+    assert len(whole.ids) > 8
+    pieces = engine.vocabulary()
+    begun = b"".join(pieces[i] or b"" for i in whole.ids[:6]).decode()
+    rest = Sampling(max_tokens=len(whole.ids) - 6)
+    request = Request(key="b", messages=MESSAGES, sampling=rest, begun=begun)
+    ((_, more),) = engine.generate([request])
+    same = sum(a == b for a, b in zip(more.ids, whole.ids[6:], strict=False))
+    assert same >= 0.7 * (len(whole.ids) - 6)
+    assert more.prompt_tokens == whole.prompt_tokens + 6

@@ -1,0 +1,161 @@
+"""Practice with the real student and the real teacher: every method, kills, and the same bytes."""
+
+import hashlib
+import json
+
+import pytest
+
+from pipeline import on_policy
+from pipeline.attempts import Attempt
+from pipeline.grading import Grading
+from pipeline.on_policy_options import OnPolicyOptions
+from pipeline.progress import Progress
+from pipeline.recipe import find_recipe, load_recipe
+from pipeline.records import Problem
+from pipeline.refiner import Refiner
+from pipeline.run import Context
+from pipeline.store import read_records, write_records
+from pipeline.tasks.gym import family_problems
+from serve.errors import DataError, EngineError
+
+RECIPE = load_recipe(find_recipe("smoke"))
+CONTEXT = Context(seed=5, progress=Progress())
+OPTIONS = OnPolicyOptions(
+    method="aligned",
+    blocks=2,
+    block_attempts=8,
+    max_tokens=48,
+    passes=1,
+    batch_lessons=4,
+    replay=4,
+    watch_problems=2,
+    watch_samples=2,
+    watch_blocks=1,
+    checkpoint_blocks=8,
+)
+FILES = ("model.safetensors", "attempts.jsonl", "blocks.jsonl", "watch.json", "examples.jsonl")
+
+
+@pytest.fixture(scope="module")
+def inputs(smoke, tmp_path_factory):
+    """The smoke run's student, and problems it never met."""
+    folder = tmp_path_factory.mktemp("practice") / "01-problems"
+    folder.mkdir()
+    family = RECIPE.problems.families[0]
+    problems: list[Problem] = list(family_problems(family.name, family.options, 77, 12))
+    write_records(folder / "practice.jsonl", sorted(problems, key=lambda p: p.key))
+    return {"01-problems": folder, "04-sft": smoke.root / "04-sft"}
+
+
+def practise(inputs, out, **changes):
+    out.mkdir(exist_ok=True)
+    options = OPTIONS.model_copy(update=changes)
+    return on_policy.run((RECIPE.teacher, RECIPE.student, options), inputs, out, CONTEXT)
+
+
+def hashes(folder):
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("aligned")
+    return out, practise(inputs, out)
+
+
+def test_a_block_is_attempts_grades_and_updates(inputs, finished):
+    out, counts = finished
+    rows = [json.loads(line) for line in (out / "blocks.jsonl").read_text().splitlines()]
+    attempts = list(read_records(out / "attempts.jsonl", Attempt))
+    assert [row["block"] for row in rows] == [0, 1]
+    assert [row["attempts"] for row in rows] == [8, 8]
+    assert counts["method"] == "aligned"
+    assert counts["attempts"] == len(attempts) == 16
+    assert counts["attempt_tokens"] == sum(a.completion.completion_tokens for a in attempts)
+    wrong = sum(a.verdict.passed is False for a in attempts)
+    assert 0 < counts["lessons"] <= wrong
+    assert counts["updates"] == sum(row["updates"] for row in rows) > 0
+    assert counts["skipped_updates"] == 0
+    assert counts["teacher_tokens"] > 0
+    held_out = {p.key for p in read_records(inputs["01-problems"] / "practice.jsonl", Problem)}
+    assert len(held_out) == 12
+    looks = json.loads((out / "watch.json").read_text())
+    assert [look["blocks"] for look in looks] == [0.0, 1.0, 2.0]
+    assert all(0 < look["entropy_nats"] < 12 for look in looks)
+    assert not (out / "scratch").exists()
+
+
+def test_the_student_has_moved(inputs, finished):
+    before = hashlib.sha256((inputs["04-sft"] / "model.safetensors").read_bytes()).hexdigest()
+    assert hashes(finished[0])["model.safetensors"] != before
+
+
+def test_a_teacher_killed_and_started_again_changes_nothing(
+    inputs, finished, tmp_path, monkeypatch
+):
+    asked = []
+    original = Grading.grades
+
+    def dying(self, attempts):
+        asked.append(len(attempts))
+        if len(asked) == 2:
+            self.engine._child.kill()
+        return original(self, attempts)
+
+    monkeypatch.setattr(Grading, "grades", dying)
+    with pytest.raises(EngineError, match="ended with signal SIGKILL") as raised:
+        practise(inputs, tmp_path / "out")
+    assert raised.value.exit_code == 5
+    monkeypatch.undo()
+    again = practise(inputs, tmp_path / "out")
+    assert hashes(tmp_path / "out") == hashes(finished[0])
+    assert again["teacher_tokens"] == finished[1]["teacher_tokens"]
+
+
+def test_going_on_from_a_state_on_disk_changes_nothing(inputs, finished, tmp_path, monkeypatch):
+    original = Refiner._attempts
+
+    def interrupted(self, problems, block):
+        if block == 1:
+            raise KeyboardInterrupt
+        return original(self, problems, block)
+
+    monkeypatch.setattr(Refiner, "_attempts", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        practise(inputs, tmp_path / "out", checkpoint_blocks=1)
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "out" / "scratch").glob("state-*")] == ["state-000001"]
+    practise(inputs, tmp_path / "out", checkpoint_blocks=1)
+    assert hashes(tmp_path / "out") == hashes(finished[0])
+
+
+@pytest.mark.parametrize("method", ["span", "recover"])
+def test_other_methods_learn_from_the_same_attempts(inputs, finished, tmp_path, method):
+    counts = practise(inputs, tmp_path / "out", method=method, blocks=1, watch_blocks=0)
+    first = [
+        a.model_dump() for a in read_records(finished[0] / "attempts.jsonl", Attempt) if not a.block
+    ]
+    mine = [a.model_dump() for a in read_records(tmp_path / "out" / "attempts.jsonl", Attempt)]
+    assert mine == first
+    assert counts["method"] == method
+    assert counts["updates"] > 0
+    if method == "span":
+        assert counts["lessons"] > 0
+    assert json.loads((tmp_path / "out" / "watch.json").read_text()) == []
+
+
+def test_too_few_problems_are_said_so(inputs, tmp_path):
+    with pytest.raises(DataError) as raised:
+        practise(inputs, tmp_path / "out", watch_problems=12)
+    assert str(raised.value) == (
+        "12 practice problems, 12 of them held out\nhint: raise problems.practice_per_family"
+    )
+
+
+def test_exact_is_refused_for_a_teacher_in_llama_cpp(inputs, tmp_path):
+    with pytest.raises(DataError) as raised:
+        practise(inputs, tmp_path / "out", method="exact")
+    assert str(raised.value) == (
+        "on_policy.method exact cannot work: teacher.engine is llama.cpp, exact needs transformers"
+        "\nhint: aligned can"
+    )

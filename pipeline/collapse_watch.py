@@ -21,6 +21,8 @@ from quant.stats import pass_at_k
 ENTROPY_LEFT, PASS_AT_K_LOST = 0.8, 0.1
 # Below this a divergence is forward KL.
 LEAST_BETA = 0.1
+# Logits of that many answers exist at a time.
+ROWS_TOGETHER = 8
 
 Look = dict[str, float]
 Advice = Literal["go on", "shift", "stop"]
@@ -79,14 +81,21 @@ def mean_entropy_nats(
     engine: Any, answers: Sequence[Attempt], prompts: Sequence[list[int]]
 ) -> float:
     """Mean entropy (nats) of the next token over all answer tokens, at temperature 1."""
+    rows = [
+        (len(prompt), [*prompt, *answer.completion.ids])
+        for prompt, answer in zip(prompts, answers, strict=True)
+        if answer.completion.ids
+    ]
     total, count = 0.0, 0
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = list(answer.completion.ids)
-        if not ids:
-            continue
-        row_BT = torch.tensor([[*prompt, *ids]], device=engine.model.device)
-        logits_TV = engine.model(row_BT, logits_to_keep=len(ids) + 1).logits[0, :-1].float()
-        logprobs_TV = logits_TV.log_softmax(dim=-1)
-        total += float(-(logprobs_TV.exp() * logprobs_TV).sum())
-        count += len(ids)
+    for start in range(0, len(rows), ROWS_TOGETHER):
+        part = rows[start : start + ROWS_TOGETHER]
+        width = max(len(ids) for _, ids in part)
+        # Padding on the right is later than all that attends, so its tokens do not matter.
+        padded = [ids + [0] * (width - len(ids)) for _, ids in part]
+        ids_BT = torch.tensor(padded, device=engine.model.device)
+        logits_BTV = engine.model(ids_BT).logits
+        for (first, ids), logits_TV in zip(part, logits_BTV, strict=True):
+            logprobs_TV = logits_TV[first - 1 : len(ids) - 1].float().log_softmax(dim=-1)
+            total += float(-(logprobs_TV.exp() * logprobs_TV).sum())
+            count += len(ids) - first
     return total / max(1, count)

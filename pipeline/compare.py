@@ -147,8 +147,8 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     low, high = found["interval"]
     print(
-        f"on-policy {100 * found['on_policy']:.1f} %, {found['more_problems']} more problems for SFT "
-        f"{100 * found['more_sft']:.1f} % of {found['items']} items: difference "
+        f"on-policy {100 * found['on_policy']:.1f} %, {found['more_problems']} more problems for "
+        f"SFT {100 * found['more_sft']:.1f} % of {found['items']} items: difference "
         f"{100 * found['difference']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "
         f"p {found['p_value']:.3g}\nreport: {options.run / report.FILES[0]}"
     )

@@ -8,6 +8,7 @@ weights. Attempts are not judged: right and wrong ones are learnt from alike.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,10 +45,11 @@ def refine_exact(
     if not problems:
         raise DataError("no problem to practise on")
     keep_freed_memory()
+    from pipeline.exact_attempts import planned_steps
+
     scratch = out / SCRATCH / "checkpoints"
     resume = newest_complete(scratch)
-    steps = options.blocks * -(-options.block_attempts // options.batch_lessons)
-    with context.progress.bar("practice", steps) as bar:
+    with context.progress.bar("practice", planned_steps(options)) as bar:
         exact = Exact(
             checkpoint,
             teacher_checkpoint,
@@ -93,6 +95,7 @@ class Exact:
             for folder in (checkpoint, teacher_checkpoint)
         )
         tokens = compare_vocabularies(tokenizer, other)
+        options = options.resolved("exact")
         torch.manual_seed(seed)
         model, teacher = trainable(checkpoint), frozen(teacher_checkpoint)
         rows = shared_rows(model, teacher, tokens)
@@ -110,8 +113,6 @@ class Exact:
 
     def run(self, resume: Path | None) -> list[dict[str, Any]]:
         """Train to the end, from a checkpoint of the same training if one is given."""
-        import json
-
         from pipeline.exact_trainer import GUARD
 
         if resume is not None:

@@ -196,7 +196,7 @@ def exact_config(options: OnPolicyOptions, scratch: Path, seed: int) -> Distilla
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
         max_grad_norm=GRADIENT_LIMIT,
-        beta=options.beta,
+        beta=options.divergence_beta,
         temperature=1.0,
         generation_kwargs={"temperature": options.temperature},
         max_completion_length=options.max_tokens,

@@ -53,7 +53,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
         )
     checkpoint = inputs["04-sft"]
     method = resolve_method(teacher, options, checkpoint)
-    chosen = options.model_copy(update={"method": method})
+    chosen = options.resolved(method)
     shutil.copyfile(checkpoint / "examples.jsonl", out / "examples.jsonl")
     if method == "exact":
         counts = _exact(config, chosen, practice, checkpoint, out, context)

@@ -48,8 +48,12 @@ class OnPolicyOptions(Record):
     batch_lessons: int = Field(8, ge=1, le=65_536, description="lessons an update")
     replay: int = Field(64, ge=0, le=1_000_000, description="SFT examples beside each pass")
     learning_rate: float = Field(5e-5, gt=0.0, le=1.0, description="peak, cosine to a tenth")
-    beta: float = Field(
-        0.0, ge=0.0, le=1.0, description="0 forward KL, 1 reverse KL, between: Jensen-Shannon"
+    beta: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="0 forward KL, 1 reverse KL, between: Jensen-Shannon; unsaid: 1 for exact, "
+        "0 for aligned, as measured",
     )
     forward_above_nats: float | None = Field(
         None, ge=0.0, description="forward KL where the teacher's entropy is above this"
@@ -67,6 +71,17 @@ class OnPolicyOptions(Record):
     checkpoint_blocks: int = Field(
         4, ge=1, description="blocks between states on disk; later ones are computed again"
     )
+
+    def resolved(self, method: Method) -> OnPolicyOptions:
+        """With the method that will run, and its divergence."""
+        beta = (1.0 if method == "exact" else 0.0) if self.beta is None else self.beta
+        return self.model_copy(update={"method": method, "beta": beta})
+
+    @property
+    def divergence_beta(self) -> float:
+        """Of options that are resolved."""
+        assert self.beta is not None
+        return self.beta
 
     @model_validator(mode="before")
     @classmethod

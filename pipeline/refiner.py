@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,23 +33,21 @@ from pipeline.collapse_watch import (
     shifted_beta,
 )
 from pipeline.grading import Grading
-from pipeline.lesson import Lesson, batch_of, told
+from pipeline.lesson import Lesson, batch_of
 from pipeline.memory import give_back_memory, keep_freed_memory
-from pipeline.methods import METHODS, recover
-from pipeline.methods.graded import Graded, Tongues, align, text_for_teacher
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.practice_state import load_state, save_state
 from pipeline.recipe import StudentOptions, TeacherOptions
 from pipeline.records import Problem
 from pipeline.run import Context
 from pipeline.sampler import Sampler
-from pipeline.shared_vocabulary import shared_vocabulary
 from pipeline.store import AppendLog, read_records, write_file
 from pipeline.tasks.judge import Judge
-from pipeline.update import Guard, token_logprobs, update
-from serve.errors import CannotDo
+from pipeline.teaching import Teaching
+from pipeline.update import Guard, update
 
 Row = dict[str, Any]
+Say = Callable[[int, str], None]
 
 
 class Refiner:
@@ -67,15 +65,14 @@ class Refiner:
         scratch: Path,
         context: Context,
     ) -> None:
-        self.sampler, self._grading, self._judge = sampler, grading, judge
-        self._teacher, self._student, self._options = teacher, student, options
+        self.sampler, self._judge, self._student, self._options = sampler, judge, student, options
         self._replay, self._scratch, self._context = list(replay), scratch, context
         self._optimizer = torch.optim.AdamW(
             sampler.model.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True
         )
         self._guard = Guard()
-        self._tongues: Tongues | None = None
-        self._beta, self._shifted = options.beta, False
+        self._teaching = Teaching(sampler, grading, judge, teacher, context.seed, self._timed)
+        self._beta, self._shifted = options.divergence_beta, False
         self.rows: list[Row] = []
         self.looks: list[Look] = []
         self.trained_tokens = 0
@@ -93,18 +90,23 @@ class Refiner:
             if not self.looks:
                 self._look(held_out, 0)
             for block in range(start, options.blocks):
-                problems = problems_of_block(practice, options, block)
-                attempts = self._attempts(problems, block)
-                passed = sum(bool(a.verdict.passed) for a in attempts)
-                bar.advance(1, f"{passed} of {len(attempts)} right")
-                lessons = self._lessons(attempts)
-                bar.advance(1, f"{len(lessons)} lessons")
-                losses = self._learn(lessons, block)
-                bar.advance(1, f"loss {losses[0]:.3f} to {losses[-1]:.3f}")
-                self.rows.append(self._row(block, attempts, lessons, losses))
+                self.step(problems_of_block(practice, options, block), block, bar.advance)
                 if self._ends_early(block, held_out):
                     break
         return self.rows
+
+    def step(self, problems: Sequence[Problem], block: int, say: Say = lambda *_: None) -> Row:
+        """One block: attempts, lessons, updates. `say(1, note)` after each of the three."""
+        attempts = self._attempts(problems, block)
+        passed = sum(bool(a.verdict.passed) for a in attempts)
+        say(1, f"{passed} of {len(attempts)} right")
+        options = self._options.model_copy(update={"beta": self._beta})
+        lessons = self._teaching.lessons(attempts, options)
+        say(1, f"{len(lessons)} lessons")
+        losses = self._learn(lessons, block)
+        say(1, f"loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else "nothing to learn")
+        self.rows.append(self._row(block, attempts, lessons, losses))
+        return self.rows[-1]
 
     def _restore(self) -> int:
         """Go on from the newest state; the number of blocks that are done."""
@@ -136,90 +138,6 @@ class Refiner:
             self.attempts_log.append(self._known[block])
         return self._known.pop(block)
 
-    def _lessons(self, attempts: Sequence[Attempt]) -> list[Lesson]:
-        options = self._options.model_copy(update={"beta": self._beta})
-        wanted = [a for a in attempts if a.completion.ids and a.verdict.passed is not None]
-        if options.learn_from == "wrong" or options.method == "recover":
-            wanted = [a for a in wanted if not a.verdict.passed]
-        if options.method == "recover":
-            return self._recovered(self._prefixes(wanted))
-        graded = self._graded(wanted)
-        method = METHODS[options.method]
-        with self._timed("lessons"):
-            tongues = self._tongues_known()
-            return list(method.lessons(graded, options, tongues, self._own_nats(graded)))
-
-    def _graded(self, attempts: Sequence[Attempt]) -> list[Graded]:
-        with self._timed("grading", one_heap=True):
-            grades = self._grading.grades(attempts)
-        tongues = self._tongues_known()
-        graded = []
-        for attempt in sorted(attempts, key=lambda a: a.key):
-            _, runs = text_for_teacher(attempt.completion.text, self._teacher)
-            prompt = self.sampler.prompt_ids(attempt.problem.question)
-            graded.append(align(attempt, prompt, grades[attempt.key], runs, tongues))
-        return graded
-
-    def _own_nats(self, graded: Sequence[Graded]) -> dict[str, list[float]]:
-        """The student's log probability of each answer token and of the end, before the updates.
-
-        Asked only where a lesson needs them: of spans, or of tokens inside longer spans.
-        """
-        inner = any(s.after.student - s.first.student > 1 for g in graded for s in g.spans)
-        if self._options.method == "aligned" and not inner:
-            return {}
-        found = {}
-        end = self._tongues_known().student_end
-        for start in range(0, len(graded), self._options.batch_lessons):
-            part = graded[start : start + self._options.batch_lessons]
-            told_ones = [told((*g.prompt, *g.answer, end), len(g.prompt)) for g in part]
-            nats = token_logprobs(
-                self.sampler.model, batch_of(told_ones, self.sampler.pad)
-            ).tolist()
-            for one in part:
-                count = len(one.answer) + 1
-                found[one.attempt.key], nats = nats[:count], nats[count:]
-        return found
-
-    def _prefixes(self, attempts: Sequence[Attempt]) -> list[recover.Prefix]:
-        """Up to the first mistake; to the middle where the teacher cannot grade."""
-
-        def text(attempt: Attempt) -> str:
-            return text_for_teacher(attempt.completion.text, self._teacher)[0]
-
-        found: list[recover.Prefix | None]
-        try:
-            graded = self._graded(attempts)
-            found = [recover.prefix_of(g, text(g.attempt), self._options) for g in graded]
-        except CannotDo:
-            found = [
-                recover.middle_prefix(a, self.sampler.prompt_ids(a.problem.question), text(a))
-                for a in attempts
-            ]
-        return [prefix for prefix in found if prefix is not None]
-
-    def _recovered(self, prefixes: Sequence[recover.Prefix]) -> list[Lesson]:
-        requests = recover.requests_of(
-            prefixes,
-            self._grading.messages_of,
-            self._options,
-            self._options.max_tokens,
-            self._context.seed,
-        )
-        with self._timed("continuations", one_heap=True):
-            said = self._grading.continuations(requests)
-        made = [
-            recover.recovered(
-                prefix,
-                said[prefix.attempt.key],
-                self._judge,
-                self.sampler.tokenizer,
-                self._tongues_known(),
-            )
-            for prefix in prefixes
-        ]
-        return [lesson for lesson in made if lesson is not None]
-
     def _learn(self, lessons: Sequence[Lesson], block: int) -> list[float]:
         """`passes` over the lessons, with replayed traces between them; the losses in nats."""
         options, losses = self._options, []
@@ -243,7 +161,7 @@ class Refiner:
                     losses.append(done.loss_nats)
                     self.trained_tokens += sum(len(lesson.ids) for lesson in part)
         give_back_memory()
-        return losses or [0.0]
+        return losses
 
     def _set_rate(self, progress: float) -> None:
         """Cosine to a tenth."""
@@ -331,18 +249,6 @@ class Refiner:
         best = self._scratch / "best"
         at_start = best_look(self.looks) == 0 or not best.exists()
         self.sampler.take(self.sampler.checkpoint if at_start else best)
-
-    def _tongues_known(self) -> Tongues:
-        if self._tongues is None:
-            pieces = self.sampler.engine.vocabulary()
-            vocabulary = None
-            if self._options.method == "aligned":
-                teacher = self._grading.engine
-                vocabulary = shared_vocabulary(
-                    pieces, teacher.vocabulary(), self.sampler.end, teacher.end_ids()
-                )
-            self._tongues = Tongues(pieces, self.sampler.end, vocabulary)
-        return self._tongues
 
     @contextmanager
     def _timed(self, phase: str, one_heap: bool = False) -> Iterator[None]:

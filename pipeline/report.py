@@ -1,7 +1,7 @@
 """Last stage: one self-contained page, one model card, the chat's catalogue, the terminal's table.
 
-Reads every stage's records; writes `report.html`, `MODEL_CARD.md` and `chat.json` in the run's
-root, and `ledger.json`. Computes no result of its own: it shows what `ladder.json` and the manifests hold.
+Reads every stage's records; writes `report.html`, `MODEL_CARD.md`, `chat.json` and `ledger.json` in
+the run's root. Computes no result of its own: it shows what `ladder.json` and the manifests hold.
 """
 
 from __future__ import annotations

@@ -77,5 +77,5 @@ def _target(
             shares[student] = shares.get(student, 0.0) + math.exp(nats)
     total = max(1.0, sum(shares.values()))  # rounding may carry a sum past one
     limit = options.forward_above_nats
-    beta = 0.0 if limit is not None and entropy_nats > limit else options.beta
+    beta = 0.0 if limit is not None and entropy_nats > limit else options.divergence_beta
     return Target(at, tuple(shares), tuple(share / total for share in shares.values()), beta)

@@ -346,3 +346,22 @@ def test_a_model_that_rescales_its_logits_gets_trl_s_loss(student, teacher, tmp_
     rows = training.run(None)
     assert training.trainer._workspace._buffers == {}
     assert [math.isfinite(row["loss_nats"]) for row in rows] == [True] * 4
+
+
+def test_left_to_trl_s_own_sampling_a_killed_training_still_ends_the_same(
+    student, teacher, tmp_path, monkeypatch
+):
+    # What runs on CUDA: there is no sampler of ours.
+    monkeypatch.setattr(exact, "_sampler", lambda *_: None)
+    whole = build(student, teacher, tmp_path / "whole", temperature=1.3)
+    rows = whole.run(None)
+    assert [math.isfinite(row["loss_nats"]) for row in rows] == [True] * 4
+    assert all(3 <= row["attempt_tokens"] <= 36 for row in rows)
+    assert whole.trainer.generation_config.temperature == 1.3
+    assert whole.trainer.temperature == 1.0
+    resumed = build(student, teacher, tmp_path / "resumed", temperature=1.3)
+    assert resumed.run(tmp_path / "whole" / "checkpoint-2") == rows
+    for one, two in zip(
+        whole.trainer.model.parameters(), resumed.trainer.model.parameters(), strict=True
+    ):
+        assert torch.equal(one, two)

@@ -120,3 +120,25 @@ def test_a_family_whose_verifier_accepts_anything_is_refused(tmp_path, monkeypat
     monkeypatch.setattr(Judge, "judge", lambda *_: accepts_all)
     with pytest.raises(DataError, match="family gcd: its verifier accepts ''"):
         make(tmp_path, families=families("gcd"), train_per_family=4, eval_per_family=4)
+
+
+def test_practice_takes_nothing_from_the_other_sides(tmp_path):
+    options = {"families": families("gcd"), "train_per_family": 30, "eval_per_family": 10}
+    make(tmp_path / "without", **options)
+    counts, train, evaluation = make(tmp_path / "with", **options, practice_per_family=20)
+    practice = list(read_records(tmp_path / "with" / "practice.jsonl", Problem))
+    assert counts["practice"] == {"gcd": 20}
+    assert not {p.question for p in practice} & {p.question for p in (*train, *evaluation)}
+    for name in ("train.jsonl", "eval.jsonl"):
+        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+    assert (tmp_path / "without" / "practice.jsonl").read_bytes() == b""
+
+
+def test_a_file_of_your_own_gives_practice_its_part(tmp_path):
+    lines = [json.dumps({"question": f"{n} + 1 =", "answer": str(n + 1)}) for n in range(40)]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(lines))
+    counts, train, evaluation = make(
+        tmp_path / "out", files=[str(file)], eval_per_family=5, practice_per_family=6
+    )
+    assert (len(train), len(evaluation), counts["practice"]) == (29, 5, {"mine": 6})

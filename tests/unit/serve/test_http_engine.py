@@ -8,7 +8,7 @@ import pytest
 
 from serve.engines import http as engine_module
 from serve.engines.http import load
-from serve.errors import EngineError
+from serve.errors import CannotDo, EngineError
 from serve.messages import Message, Request, Sampling
 
 
@@ -108,3 +108,67 @@ def test_the_token_budget_stops_the_run():
 def test_a_cut_answer_says_length():
     with server([(200, {}, said("x", "length"))]) as (url, _):
         assert ask(url)["0"].finish == "length"
+
+
+def scored(tokens: list[tuple[int, str, float]], **more) -> dict:
+    """vLLM's reply: the prompt's own tokens with their log probabilities, one rival each."""
+    rows = [
+        {
+            str(i): {"logprob": nats, "rank": 2, "decoded_token": text},
+            "900": {"logprob": -0.2, "rank": 1, "decoded_token": "?"},
+        }
+        for i, text, nats in tokens
+    ]
+    return {
+        **said(""),
+        "prompt_token_ids": [i for i, _, _ in tokens],
+        "prompt_logprobs": [None, *rows[1:]],
+        **more,
+    }
+
+
+PROMPT = [(1, "<s>", 0.0), (2, "q 12", -1.0), (3, "<turn>", -0.5)]
+ANSWER = [(4, "1", -0.75), (5, "2", -2.0), (6, " é", -0.25)]
+TURN = [(7, "<end>", -0.125), (8, "\n", 0.0)]
+
+
+def graded(url: str, text: str = "12 é"):
+    engine = load(base_url=url, model="m")
+    messages = (Message(role="user", content="q 12"),)
+    return engine.grade([Request(key="k", messages=messages, begun=text)], top=5)
+
+
+def test_a_server_with_prompt_logprobs_grades():
+    with server([(200, {}, scored([*PROMPT, *ANSWER, *TURN]))]) as (url, seen):
+        (grade,) = graded(url)
+    assert seen[0]["messages"][-1] == {"role": "assistant", "content": "12 é"}
+    assert (seen[0]["add_generation_prompt"], seen[0]["prompt_logprobs"]) == (False, 5)
+    assert grade.scores.ids == (4, 5, 6)
+    assert grade.scores.byte_offsets == (0, 1, 2)
+    assert grade.scores.logprobs_nats == (-0.75, -2.0, -0.25)
+    assert grade.end_nats == -0.125
+    assert grade.top_ids == ((900, 4), (900, 5), (900, 6), (7, 900))
+    assert grade.read_tokens == 8
+
+
+def test_a_server_without_them_cannot_grade():
+    with server([(200, {}, said("x"))]) as (url, _), pytest.raises(CannotDo) as raised:
+        graded(url)
+    assert str(raised.value).startswith("http:m cannot score a given text")
+    assert raised.value.exit_code == 5
+
+
+def test_an_answer_that_is_no_run_of_whole_tokens_is_refused():
+    joined = [*PROMPT[:2], (9, "<turn>1", -1.0), (5, "2", -1.0), *ANSWER[2:], *TURN]
+    with server([(200, {}, scored(joined))]) as (url, _), pytest.raises(EngineError) as raised:
+        graded(url)
+    assert str(raised.value) == "http:m: the graded answer is not a run of whole prompt tokens"
+
+
+def test_a_begun_answer_is_sent_as_a_turn_that_is_not_over():
+    with server([(200, {}, said("4"))]) as (url, seen):
+        engine = load(base_url=url, model="m")
+        messages = (Message(role="user", content="q"),)
+        list(engine.generate([Request(key="k", messages=messages, begun="2 + 2 =")]))
+    assert seen[0]["messages"][-1] == {"role": "assistant", "content": "2 + 2 ="}
+    assert (seen[0]["continue_final_message"], seen[0]["add_generation_prompt"]) == (True, False)

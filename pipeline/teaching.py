@@ -1,0 +1,129 @@
+"""From attempts to lessons: graded, aligned, and put into the words of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from pipeline.attempts import Attempt
+from pipeline.grading import Grading
+from pipeline.lesson import Lesson, batch_of, told
+from pipeline.methods import METHODS, recover
+from pipeline.methods.graded import Graded, Tongues, align, text_for_teacher
+from pipeline.on_policy_options import OnPolicyOptions
+from pipeline.recipe import TeacherOptions
+from pipeline.sampler import Sampler
+from pipeline.shared_vocabulary import shared_vocabulary
+from pipeline.tasks.judge import Judge
+from pipeline.update import token_logprobs
+from serve.errors import CannotDo
+
+Timed = Callable[..., AbstractContextManager[None]]
+
+
+class Teaching:
+    """One pair at work; `timed(phase)` is told what the time goes into."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        grading: Grading,
+        judge: Judge,
+        teacher: TeacherOptions,
+        seed: int,
+        timed: Timed,
+    ) -> None:
+        self._sampler, self._grading, self._judge = sampler, grading, judge
+        self._teacher, self._seed, self._timed = teacher, seed, timed
+        self._tongues: Tongues | None = None
+
+    def lessons(self, attempts: Sequence[Attempt], options: OnPolicyOptions) -> list[Lesson]:
+        """What one block's attempts teach. Unjudged and empty ones teach nothing."""
+        wanted = [a for a in attempts if a.completion.ids and a.verdict.passed is not None]
+        if options.learn_from == "wrong" or options.method == "recover":
+            wanted = [a for a in wanted if not a.verdict.passed]
+        if options.method == "recover":
+            return self._recovered(self._prefixes(wanted, options), options)
+        graded = self._graded(wanted, options)
+        with self._timed("lessons"):
+            method = METHODS[options.method]
+            own_nats = self._own_nats(graded, options)
+            return list(method.lessons(graded, options, self._known_tongues(options), own_nats))
+
+    def _graded(self, attempts: Sequence[Attempt], options: OnPolicyOptions) -> list[Graded]:
+        with self._timed("grading", one_heap=True):
+            grades = self._grading.grades(attempts)
+        tongues = self._known_tongues(options)
+        graded = []
+        for attempt in sorted(attempts, key=lambda a: a.key):
+            _, runs = text_for_teacher(attempt.completion.text, self._teacher)
+            prompt = self._sampler.prompt_ids(attempt.problem.question)
+            graded.append(align(attempt, prompt, grades[attempt.key], runs, tongues))
+        return graded
+
+    def _own_nats(
+        self, graded: Sequence[Graded], options: OnPolicyOptions
+    ) -> dict[str, list[float]]:
+        """The student's log probability of each answer token and of the end, before the updates.
+
+        Asked only where a lesson needs them: of spans, or of tokens inside longer spans.
+        """
+        inner = any(s.after.student - s.first.student > 1 for g in graded for s in g.spans)
+        if options.method == "aligned" and not inner:
+            return {}
+        found = {}
+        for start in range(0, len(graded), options.batch_lessons):
+            part = graded[start : start + options.batch_lessons]
+            whole = [told((*g.prompt, *g.answer, self._sampler.end), len(g.prompt)) for g in part]
+            nats = token_logprobs(self._sampler.model, batch_of(whole, self._sampler.pad)).tolist()
+            for one in part:
+                count = len(one.answer) + 1
+                found[one.attempt.key], nats = nats[:count], nats[count:]
+        return found
+
+    def _prefixes(
+        self, attempts: Sequence[Attempt], options: OnPolicyOptions
+    ) -> list[recover.Prefix]:
+        """Up to the first mistake; to the middle where the teacher cannot grade."""
+
+        def text(attempt: Attempt) -> str:
+            return text_for_teacher(attempt.completion.text, self._teacher)[0]
+
+        found: list[recover.Prefix | None]
+        try:
+            graded = self._graded(attempts, options)
+            found = [recover.prefix_of(g, text(g.attempt), options) for g in graded]
+        except CannotDo:
+            found = [
+                recover.middle_prefix(a, self._sampler.prompt_ids(a.problem.question), text(a))
+                for a in attempts
+            ]
+        return [prefix for prefix in found if prefix is not None]
+
+    def _recovered(
+        self, prefixes: Sequence[recover.Prefix], options: OnPolicyOptions
+    ) -> list[Lesson]:
+        requests = recover.requests_of(
+            prefixes, self._grading.messages_of, options, options.max_tokens, self._seed
+        )
+        with self._timed("continuations", one_heap=True):
+            said = self._grading.continuations(requests)
+        tongues = self._known_tongues(options)
+        made = [
+            recover.recovered(
+                prefix, said[prefix.attempt.key], self._judge, self._sampler.tokenizer, tongues
+            )
+            for prefix in prefixes
+        ]
+        return [lesson for lesson in made if lesson is not None]
+
+    def _known_tongues(self, options: OnPolicyOptions) -> Tongues:
+        if self._tongues is None:
+            pieces, vocabulary = self._sampler.engine.vocabulary(), None
+            if options.method == "aligned":
+                teacher = self._grading.engine
+                vocabulary = shared_vocabulary(
+                    pieces, teacher.vocabulary(), self._sampler.end, teacher.end_ids()
+                )
+            self._tongues = Tongues(pieces, self._sampler.end, vocabulary)
+        return self._tongues

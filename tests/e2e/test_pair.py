@@ -1,0 +1,55 @@
+"""The preflight as a user types it: what it finds in the embedded pair, what it refuses."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+PRACTICE = ("--set", "problems.practice_per_family=30", "--set", "on_policy.method=auto")
+
+
+def pair(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.pair", "smoke", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
+        timeout=600,
+        check=False,
+    )
+
+
+def test_the_embedded_pair_is_examined_and_forecast():
+    done = pair(*PRACTICE)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    assert "student ends a turn with its end token '<|im_end|>'" in said
+    assert "digits are cut alike on both sides" in said
+    shared = re.search(r"([\d,]+) of the student's ([\d,]+) tokens are tokens of the teacher", said)
+    assert 38_000 < int(shared[1].replace(",", "")) < 40_000
+    assert "method   aligned: two vocabularies" in said
+    assert said.count("tokens of prompt") == 3
+    # The learnt part begins where the student's turn begins, and ends with its end mark.
+    assert "<think>\n47 + 38 = 47 + 30 + 8 = 77 + 8 = 85" in said
+    assert re.search(r"Answer: 24<\|im_end\|>", said)
+    for word in ("memory", "disk", "traces", "practice"):
+        assert re.search(rf"^{word} ", said, re.MULTILINE)
+    assert re.search(r"practice 3 blocks of about \d+ s", said)
+
+
+def test_a_method_that_cannot_work_is_refused_with_the_reason():
+    done = pair(*PRACTICE[:2], "--set", "on_policy.method=exact")
+    assert done.returncode == 3
+    assert done.stderr == (
+        "error: on_policy.method exact cannot work: teacher.engine is llama.cpp, exact needs "
+        "transformers\nhint: aligned can\n"
+    )
+
+
+def test_practice_without_problems_is_a_fault_of_the_recipe():
+    done = pair("--set", "on_policy.method=auto")
+    assert done.returncode == 2
+    assert "on_policy.method auto needs practice_per_family above 0" in done.stderr

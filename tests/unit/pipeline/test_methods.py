@@ -1,0 +1,164 @@
+"""Lessons of method `aligned` and `recover` from given grades, and the vocabularies they share."""
+
+import math
+
+import pytest
+
+from pipeline.attempts import Attempt
+from pipeline.byte_spans import teacher_form
+from pipeline.lesson import Target
+from pipeline.methods import aligned, recover
+from pipeline.methods.graded import Tongues, align
+from pipeline.on_policy_options import OnPolicyOptions
+from pipeline.records import Problem, Verdict
+from pipeline.shared_vocabulary import shared_vocabulary
+from pipeline.tasks.judge import Judge
+from serve.messages import Completion, Grade, TokenScores
+
+# Student: one token a character, tags whole. Teacher: "12" is one token, "Answer" is one.
+STUDENT = ["<think>", "</think>", "\n", "1", "2", "3", "+", "=", "A", "<end>"]
+TEACHER = ["12", "1", "2", "3", "+", "=", "\n", "A", "<stop>", "7"]
+END, STOP = 9, 8
+
+
+class Letters:
+    """A tokenizer of those ten tokens."""
+
+    def __call__(self, text, add_special_tokens=False):
+        ids = []
+        while text:
+            token = next(i for i, t in enumerate(STUDENT) if text.startswith(t))
+            ids.append(token)
+            text = text[len(STUDENT[token]) :]
+        return {"input_ids": ids}
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join(STUDENT[i] for i in ids)
+
+
+def vocabulary():
+    return shared_vocabulary(
+        [None if t == "<end>" else t.encode() for t in STUDENT],
+        [None if t == "<stop>" else t.encode() for t in TEACHER],
+        END,
+        [STOP],
+    )
+
+
+TONGUES = Tongues([t.encode() if t != "<end>" else None for t in STUDENT], END, vocabulary())
+
+
+def test_tokens_are_shared_by_their_bytes_and_ends_are_one():
+    shared = vocabulary()
+    expected = {"1": "1", "2": "2", "3": "3", "+": "+", "=": "=", "\n": "\n", "A": "A"}
+    named = {TEACHER[t]: STUDENT[s] for t, s in shared.student_of.items() if t != STOP}
+    assert named == expected
+    assert shared.student_of[STOP] == END
+    assert (shared.shared, shared.student_tokens, shared.teacher_tokens) == (8, 9, 9)
+
+
+def graded(text, teacher_tokens, nats, rows=None, end_nats=-0.1, finish="stop", passed=False):
+    ids = tuple(Letters()(text)["input_ids"])
+    plain, runs = teacher_form(text)
+    assert "".join(teacher_tokens) == plain
+    starts = [len("".join(teacher_tokens[:i])) for i in range(len(teacher_tokens))]
+    own = [TEACHER.index(t) for t in teacher_tokens]
+    rows = rows or [{i: n} for i, n in zip((*own, STOP), (*nats, end_nats), strict=True)]
+    grade = Grade(
+        scores=TokenScores(ids=tuple(own), byte_offsets=tuple(starts), logprobs_nats=tuple(nats)),
+        top_ids=tuple(tuple(row) for row in rows),
+        top_logprobs_nats=tuple(tuple(row.values()) for row in rows),
+        end_nats=end_nats,
+        read_tokens=len(own),
+    )
+    attempt = Attempt(
+        key="k",
+        block=0,
+        problem=Problem(question="q", answer="3", family="f"),
+        completion=Completion(
+            text=text, ids=ids, finish=finish, prompt_tokens=2, completion_tokens=len(ids)
+        ),
+        verdict=Verdict(passed=passed, reason="wrong", extracted=None, verifier="none"),
+    )
+    return align(attempt, (50, 51), grade, runs, TONGUES)
+
+
+LINE = "<think>\n1+2=12\n</think>\nA3"
+TOKENS = ["1", "+", "2", "=", "12", "\n", "A", "3"]
+
+
+def test_a_wrong_attempt_teaches_up_to_its_first_mistake():
+    nats = [-0.1, -0.1, -0.1, -0.1, -4.0, -0.1, -0.1, -0.1]
+    rows = [{TEACHER.index(t): -0.1} for t in TOKENS] + [{STOP: -0.1}]
+    # After "1+2=" the teacher wants 3, or 12 which the student has no token for, or a 7.
+    rows[4] = {TEACHER.index("3"): math.log(0.8), 0: math.log(0.02), TEACHER.index("1"): -4.0}
+    one = graded(LINE, TOKENS, nats, rows)
+    options = OnPolicyOptions(method="aligned", beta=0.0)
+    lesson = aligned.lesson_of(one, options, TONGUES)
+    # Prompt of two, "<think>", "\n", then 1 + 2 = and the place of the mistake.
+    assert [t.at for t in lesson.targets] == [4, 5, 6, 7, 8]
+    assert lesson.ids == (50, 51, *Letters()("<think>\n1+2=1")["input_ids"])
+    mistake = lesson.targets[-1]
+    assert mistake.ids == (STUDENT.index("3"), STUDENT.index("1"))
+    assert mistake.shares == pytest.approx((0.8, math.exp(-4.0)))
+
+
+def test_a_right_way_is_taught_to_its_end_and_the_tags_are_left_alone():
+    one = graded(LINE, TOKENS, [-0.1] * 8)
+    options = OnPolicyOptions(method="aligned", learn_from="all", beta=0.0)
+    lesson = aligned.lesson_of(one, options, TONGUES)
+    # "</think>" and the line feed behind it, at 11 and 12, have no place in the teacher's text.
+    assert [t.at for t in lesson.targets] == [4, 5, 6, 7, 8, 10, 13, 14, 15]
+    assert lesson.targets[-1] == Target(15, (END,), (pytest.approx(math.exp(-0.1)),))
+    assert lesson.ids == (50, 51, *one.answer, END)
+    # "12" is one span of two student tokens: the second one gets the span's advantage.
+    own = [-0.5] * (len(one.answer) + 1)
+    with_inner = aligned.lesson_of(one, options, TONGUES, own)
+    (inner,) = with_inner.advantages
+    assert (inner.at, inner.old_nats) == (9, -0.5)
+    assert inner.nats == pytest.approx(-0.1 - -1.0)
+
+
+def test_where_the_teacher_wavers_the_divergence_is_forward():
+    rows = [{TEACHER.index(t): -0.01} for t in TOKENS] + [{STOP: -0.01}]
+    rows[0] = {1: math.log(0.4), 2: math.log(0.3), 3: math.log(0.3)}
+    one = graded(LINE, TOKENS, [-0.1] * 8, rows)
+    options = OnPolicyOptions(method="aligned", learn_from="all", beta=1.0, forward_above_nats=0.5)
+    betas = [t.beta for t in aligned.lesson_of(one, options, TONGUES).targets]
+    assert betas == [0.0, *[1.0] * 8]
+
+
+def continuation(text):
+    return Completion(text=text, finish="stop", prompt_tokens=1, completion_tokens=len(text))
+
+
+def test_recover_goes_on_from_the_students_own_words(monkeypatch):
+    nats = [-0.1, -0.1, -0.1, -0.1, -4.0, -0.1, -0.1, -0.1]
+    one = graded(LINE, TOKENS, nats)
+    prefix = recover.prefix_of(one, "1+2=12\nA3", OnPolicyOptions(method="recover"))
+    assert (prefix.begun, prefix.tokens) == ("1+2=", 6)
+    monkeypatch.setattr(recover, "join_reasoning", lambda r, a: f"<think>\n{r}\n</think>\nA{a}")
+    monkeypatch.setattr(recover, "reasoning_of", lambda text: text.rpartition("\n")[0])
+    with Judge() as judge:
+        lesson = recover.recovered(prefix, continuation("3\nAnswer: 3"), judge, Letters(), TONGUES)
+        assert (
+            recover.recovered(prefix, continuation("1\nAnswer: 1"), judge, Letters(), TONGUES)
+            is None
+        )
+    before = (50, 51, *Letters()("<think>\n1+2=")["input_ids"])
+    rest = Letters()("3\n</think>\nA3")["input_ids"]
+    assert lesson.ids == (*before, *rest, END)
+    assert [t.at for t in lesson.targets] == list(range(len(before), len(lesson.ids)))
+    assert all(t.shares == (1.0,) for t in lesson.targets)
+
+
+def test_recover_leaves_alone_what_the_teacher_would_have_written():
+    one = graded(LINE, TOKENS, [-0.1] * 8)
+    assert recover.prefix_of(one, "1+2=12\nA3", OnPolicyOptions(method="recover")) is None
+
+
+def test_presets_give_way_to_what_is_said():
+    assert OnPolicyOptions(preset="gkd").beta == 0.5
+    assert OnPolicyOptions(preset="gkd", beta=0.2).beta == 0.2
+    chosen = OnPolicyOptions(preset="thinking-machines")
+    assert (chosen.method, chosen.samples, chosen.replay) == ("span", 4, 0)

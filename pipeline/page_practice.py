@@ -7,11 +7,13 @@ from typing import Any
 
 from pipeline import plots
 
+# Heads that a terminal has no room for.
+LONG = ("10^15 operations", "kJ", "points a 10^15")
 Cells = tuple[list[str], list[list[str]]]
 
 
 def ledger_cells(rows: list[dict[str, Any]], brief: bool = False) -> Cells:
-    """Heads and cells of the cost ledger; `brief` leaves energy and the gain a 10^15 out."""
+    """Heads and cells of the cost ledger; `brief`: what fits a terminal."""
     head = ["step", "student tokens", "teacher tokens", "10^15 operations", "minutes", "kJ"]
     head += ["points gained [95 %]", "p", "points a 10^15", "points a minute"]
     cells = []
@@ -34,7 +36,7 @@ def ledger_cells(rows: list[dict[str, Any]], brief: bool = False) -> Cells:
                 _number(row["points_per_minute"]),
             ]
         )
-    kept = [i for i, name in enumerate(head) if not (brief and name in ("kJ", "points a 10^15"))]
+    kept = [i for i, name in enumerate(head) if not (brief and name in LONG)]
     return [head[i] for i in kept], [[row[i] for i in kept] for row in cells]
 
 

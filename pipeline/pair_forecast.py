@@ -94,7 +94,8 @@ def parameters_of(checkpoint: Path) -> int:
     total = 0
     for path in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(path, framework="np") as file:
-            total += sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())  # noqa: SIM118
+            names = list(file.keys())
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     return total
 
 

@@ -143,7 +143,8 @@ class Refiner:
         options, losses = self._options, []
         with self._timed("updates"):
             for number in range(options.passes):
-                draw = random.Random(seed_of(self._context.seed, "pass", block, number))  # noqa: S311
+                seed = seed_of(self._context.seed, "pass", block, number)
+                draw = random.Random(seed)  # noqa: S311 an order, not a secret
                 replayed = draw.sample(self._replay, min(options.replay, len(self._replay)))
                 everything = [*lessons, *replayed]
                 draw.shuffle(everything)

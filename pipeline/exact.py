@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.checkpoints import newest_complete
 from pipeline.memory import keep_freed_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import StudentOptions
 from pipeline.records import Problem
 from pipeline.run import SCRATCH, Context
-from pipeline.sft import _newest_complete as newest_complete
 from serve.errors import DataError
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import PrinterCallback, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
+from pipeline.checkpoints import COMPLETE
 from pipeline.exact_attempts import (
     ExactSampler,
     Practice,
@@ -30,7 +31,6 @@ from pipeline.head_loss import Workspace, has_plain_head
 from pipeline.memory import give_back_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.packing import kept_places, packed_hidden_states
-from pipeline.sft import COMPLETE
 from pipeline.store import write_json
 from pipeline.update import GRADIENT_LIMIT, Guard
 from serve.hardware import has_cuda, has_fast_bfloat16

@@ -77,7 +77,13 @@ def _teacher_findings(recipe: Recipe, tokenizer: Any, teacher: Engine) -> Iterat
     except CannotDo as cannot:
         yield Finding("note", f"{cannot}; aligned and exact are out of question")
         return
-    shared = shared_vocabulary(token_bytes(tokenizer), pieces, tokenizer.eos_token_id, ends)
+    shared = shared_vocabulary(
+        token_bytes(tokenizer),
+        pieces,
+        tokenizer.eos_token_id,
+        ends,
+        lambda texts: tokenizer(list(texts), add_special_tokens=False)["input_ids"],
+    )
     share = shared.shared / shared.student_tokens
     yield Finding(
         "fine" if share >= RISKY_SHARE else "risk",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,6 +36,10 @@ class Sampler:
 
     def prompt_ids(self, question: str) -> list[int]:
         return self.engine.prompt_ids(student_messages(self._student, question))
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return ids
 
     @torch.no_grad()
     def refresh(self) -> None:

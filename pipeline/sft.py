@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoints import newest_complete
 from pipeline.memory import keep_freed_memory
 from pipeline.recipe import SftOptions, StudentOptions
 from pipeline.records import Example, Trace
@@ -24,8 +25,6 @@ from serve.errors import DataError
 
 STAGE_VERSION = 2
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
-# Written into a checkpoint folder after everything else: a folder without it was being written.
-COMPLETE = "COMPLETE"
 
 
 def run(
@@ -93,7 +92,7 @@ def _train(
     from pipeline.sft_trainer import build_trainer
 
     scratch = out / SCRATCH / "checkpoints"
-    resume = _newest_complete(scratch)
+    resume = newest_complete(scratch)
     trainer = build_trainer(base, tokenizer, examples, options, scratch, context.seed)
     steps = trainer.planned_steps()
     with context.progress.bar("training", steps) as bar:
@@ -105,14 +104,3 @@ def _train(
         history = trainer.run(resume)
     trainer.save(out)
     return history
-
-
-def _newest_complete(folder: Path) -> Path | None:
-    """The last checkpoint that was written whole; younger unfinished ones are removed."""
-    complete = []
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.partition("-")[2])):
-        if (path / COMPLETE).exists():
-            complete.append(path)
-        else:
-            shutil.rmtree(path)
-    return complete[-1] if complete else None

@@ -19,12 +19,12 @@ from torch.nn import functional
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from pipeline.checkpoints import COMPLETE
 from pipeline.head_loss import Workspace, has_plain_head, summed_loss
 from pipeline.memory import give_back_memory
 from pipeline.packing import kept_places, packed_hidden_states
 from pipeline.recipe import SftOptions
 from pipeline.records import Example
-from pipeline.sft import COMPLETE
 from pipeline.trainable import trainable
 from serve.errors import TrainingDiverged
 from serve.hardware import has_cuda, has_fast_bfloat16

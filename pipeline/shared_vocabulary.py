@@ -1,21 +1,28 @@
-"""Which tokens of the teacher are tokens of the student: those that stand for the same bytes."""
+"""What the teacher's tokens are in the student's words.
+
+A teacher's token is put down as the first token the student would write for its bytes: where the
+teacher says "*x" in one token and the student in two, the teacher's word for it is a word for "*".
+Left out of account, all its weight would count against what the student is right to write.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
+
+Encode = Callable[[Sequence[str]], list[list[int]]]
 
 
 class SharedVocabulary(NamedTuple):
-    """`student_of`: teacher id -> student id of the same bytes; all ends of a turn are one."""
+    """`first_of`: teacher id -> the student's first token of its bytes; ends of a turn are one.
 
-    student_of: dict[int, int]
+    `shared`: tokens of the student that stand for the same bytes as one of the teacher.
+    """
+
+    first_of: dict[int, int]
+    shared: int
     student_tokens: int
     teacher_tokens: int
-
-    @property
-    def shared(self) -> int:
-        return len(set(self.student_of.values()))
 
 
 def shared_vocabulary(
@@ -23,16 +30,34 @@ def shared_vocabulary(
     teacher: Sequence[bytes | None],
     student_end: int,
     teacher_ends: Collection[int],
+    encode: Encode,
 ) -> SharedVocabulary:
-    """`student[i]`, `teacher[i]`: the bytes of token i, None for a token that is no text."""
+    """`student[i]`, `teacher[i]`: the bytes of token i, None for a token that is no text.
+
+    `encode`: texts to the student's ids. Teacher tokens that hold a part of a character are put
+    down as the student's token of the same bytes, if there is one.
+    """
     by_bytes: dict[bytes, int] = {}
     for index, piece in enumerate(student):
         if piece:
             by_bytes.setdefault(piece, index)
-    mapped = {
-        index: by_bytes[piece] for index, piece in enumerate(teacher) if piece and piece in by_bytes
-    }
-    mapped |= dict.fromkeys(teacher_ends, student_end)
+    texts: dict[int, str] = {}
+    first_of: dict[int, int] = {}
+    for index, piece in enumerate(teacher):
+        if not piece:
+            continue
+        try:
+            texts[index] = piece.decode("utf-8")
+        except UnicodeDecodeError:
+            if piece in by_bytes:
+                first_of[index] = by_bytes[piece]
+    for index, ids in zip(texts, encode(list(texts.values())), strict=True):
+        if ids:
+            first_of[index] = ids[0]
+    same = set(by_bytes) & {piece for piece in teacher if piece}
     return SharedVocabulary(
-        mapped, sum(piece is not None for piece in student), sum(p is not None for p in teacher)
+        first_of | dict.fromkeys(teacher_ends, student_end),
+        len(same) + bool(teacher_ends),
+        sum(piece is not None for piece in student),
+        sum(piece is not None for piece in teacher),
     )

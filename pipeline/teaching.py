@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pipeline.attempts import Attempt
 from pipeline.grading import Grading
 from pipeline.lesson import Lesson, batch_of, told
-from pipeline.methods import METHODS, recover
+from pipeline.methods import METHODS, aligned, recover
 from pipeline.methods.graded import Graded, Tongues, align, text_for_teacher
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import TeacherOptions
@@ -68,8 +68,8 @@ class Teaching:
 
         Asked only where a lesson needs them: of spans, or of tokens inside longer spans.
         """
-        inner = any(s.after.student - s.first.student > 1 for g in graded for s in g.spans)
-        if options.method == "aligned" and not inner:
+        uneven = any(aligned.is_uneven(span) for g in graded for span in g.spans)
+        if options.method == "aligned" and not uneven:
             return {}
         found = {}
         for start in range(0, len(graded), options.batch_lessons):
@@ -123,7 +123,11 @@ class Teaching:
             if options.method == "aligned":
                 teacher = self._grading.engine
                 vocabulary = shared_vocabulary(
-                    pieces, teacher.vocabulary(), self._sampler.end, teacher.end_ids()
+                    pieces,
+                    teacher.vocabulary(),
+                    self._sampler.end,
+                    teacher.end_ids(),
+                    self._sampler.encode,
                 )
             self._tongues = Tongues(pieces, self._sampler.end, vocabulary)
         return self._tongues

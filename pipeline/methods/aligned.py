@@ -1,8 +1,9 @@
 """Method `aligned`: at every byte where both tokenizations have a boundary, the teacher's
-distribution over the tokens both vocabularies share becomes the student's target.
+distribution, put into the student's words, becomes the student's target.
 
-Tokens inside longer spans have no distribution of their own: they get the span's advantage, as in
-method `span`. A wrong attempt counts up to its first mistake, and what stands there instead.
+Other tokens get their span's advantage, as in method `span`: those inside a longer span, and those
+of more bytes than the teacher's token there, which has no word for them. A wrong attempt counts up
+to its first mistake, and what should stand there instead.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from pipeline.byte_spans import Span
 from pipeline.lesson import Advantage, Lesson, Target
 from pipeline.methods.graded import Graded, Tongues, first_mistake
 from pipeline.methods.span import span_advantages
@@ -42,8 +44,9 @@ def lesson_of(
     first = len(graded.prompt)
     targets = []
     for span in graded.spans[: last + 1]:
-        place = first + span.first.student
-        targets.append(_target(place, graded, span.first.teacher, tongues, options))
+        if graded.has_word(span):
+            place = first + span.first.student
+            targets.append(_target(place, graded, span.first.teacher, tongues, options))
     if graded.ends and last == len(graded.spans):
         # What follows the last token: the teacher's end of turn is the student's.
         place = first + len(graded.answer)
@@ -51,15 +54,23 @@ def lesson_of(
         targets.append(_target(place, graded, rows - 1, tongues, options))
     advantages: list[Advantage] = []
     if own_nats is not None:
-        kept = graded.spans[: last + 1]
+        # What is wrong with a mistaken span its first token's target says already.
+        kept = [span for span in graded.spans[:last] if is_uneven(span)]
         found = span_advantages(graded, kept, own_nats, options)
-        starts = {first + span.first.student for span in kept}
-        advantages = [a for a in found if a.at not in starts]
+        targeted = {target.at for target in targets}
+        advantages = [a for a in found if a.at not in targeted]
     ids = (*graded.prompt, *graded.answer)
     if graded.ends:
         ids = (*ids, tongues.student_end)
     furthest = max((*(t.at for t in targets), *(a.at for a in advantages)), default=0)
     return Lesson(ids[: furthest + 1], tuple(targets), tuple(advantages))
+
+
+def is_uneven(span: Span) -> bool:
+    """True when the span is more than one token on either side."""
+    return (
+        span.after.student - span.first.student > 1 or span.after.teacher - span.first.teacher > 1
+    )
 
 
 def _target(
@@ -72,7 +83,7 @@ def _target(
     listed = zip(graded.grade.top_ids[row], graded.grade.top_logprobs_nats[row], strict=True)
     for token, nats in list(listed)[: options.top_tokens]:
         entropy_nats -= math.exp(nats) * nats
-        student = tongues.vocabulary.student_of.get(token)
+        student = tongues.vocabulary.first_of.get(token)
         if student is not None:
             shares[student] = shares.get(student, 0.0) + math.exp(nats)
     total = max(1.0, sum(shares.values()))  # rounding may carry a sum past one

@@ -29,7 +29,8 @@ class Tongues:
 class Graded(NamedTuple):
     """`prompt`: the student's ids before the answer; `spans` in the order of the text.
 
-    `ends` says that the attempt ended by itself, so that its end was graded too.
+    `ends` says that the attempt ended by itself, so that its end was graded too. `*_starts` are the
+    bytes where tokens begin, and the end of the text.
     """
 
     attempt: Attempt
@@ -37,10 +38,18 @@ class Graded(NamedTuple):
     grade: Grade
     spans: list[Span]
     ends: bool
+    student_starts: tuple[int, ...]
+    teacher_starts: tuple[int, ...]
 
     @property
     def answer(self) -> tuple[int, ...]:
         return self.attempt.completion.ids
+
+    def has_word(self, span: Span) -> bool:
+        """False when the student's token there is longer than the teacher's, a part of it."""
+        mine, theirs = span.first
+        student = self.student_starts[mine + 1] - self.student_starts[mine]
+        return student <= self.teacher_starts[theirs + 1] - self.teacher_starts[theirs]
 
     def span_nats(self, span: Span) -> float:
         """The teacher's log probability of one span."""
@@ -67,7 +76,15 @@ def align(
     length = max((run.teacher + run.length for run in runs), default=0)
     teacher_starts = [*grade.scores.byte_offsets, length]
     found = spans(student_starts, teacher_starts, runs)
-    return Graded(attempt, tuple(prompt), grade, found, ends_by_itself(attempt.completion))
+    return Graded(
+        attempt,
+        tuple(prompt),
+        grade,
+        found,
+        ends_by_itself(attempt.completion),
+        tuple(student_starts),
+        tuple(teacher_starts),
+    )
 
 
 def ends_by_itself(completion: Completion) -> bool:

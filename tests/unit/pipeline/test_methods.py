@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipeline.attempts import Attempt
-from pipeline.byte_spans import teacher_form
+from pipeline.byte_spans import Run, teacher_form
 from pipeline.lesson import Target
 from pipeline.methods import aligned, recover
 from pipeline.methods.graded import Tongues, align
@@ -42,18 +42,19 @@ def vocabulary():
         [None if t == "<stop>" else t.encode() for t in TEACHER],
         END,
         [STOP],
+        lambda texts: [Letters()(t)["input_ids"] if t != "7" else [] for t in texts],
     )
 
 
 TONGUES = Tongues([t.encode() if t != "<end>" else None for t in STUDENT], END, vocabulary())
 
 
-def test_tokens_are_shared_by_their_bytes_and_ends_are_one():
+def test_a_teachers_token_is_the_students_first_one_for_its_bytes_and_ends_are_one():
     shared = vocabulary()
-    expected = {"1": "1", "2": "2", "3": "3", "+": "+", "=": "=", "\n": "\n", "A": "A"}
-    named = {TEACHER[t]: STUDENT[s] for t, s in shared.student_of.items() if t != STOP}
+    expected = {t: t for t in ("1", "2", "3", "+", "=", "\n", "A")} | {"12": "1"}
+    named = {TEACHER[t]: STUDENT[s] for t, s in shared.first_of.items() if t != STOP}
     assert named == expected
-    assert shared.student_of[STOP] == END
+    assert shared.first_of[STOP] == END
     assert (shared.shared, shared.student_tokens, shared.teacher_tokens) == (8, 9, 9)
 
 
@@ -90,8 +91,13 @@ TOKENS = ["1", "+", "2", "=", "12", "\n", "A", "3"]
 def test_a_wrong_attempt_teaches_up_to_its_first_mistake():
     nats = [-0.1, -0.1, -0.1, -0.1, -4.0, -0.1, -0.1, -0.1]
     rows = [{TEACHER.index(t): -0.1} for t in TOKENS] + [{STOP: -0.1}]
-    # After "1+2=" the teacher wants 3, or 12 which the student has no token for, or a 7.
-    rows[4] = {TEACHER.index("3"): math.log(0.8), 0: math.log(0.02), TEACHER.index("1"): -4.0}
+    # After "1+2=" the teacher wants 3; 12 and 1 both begin with the student's 1; 7 it cannot say.
+    rows[4] = {
+        TEACHER.index("3"): math.log(0.8),
+        0: math.log(0.02),
+        TEACHER.index("1"): -4.0,
+        9: -5.0,
+    }
     one = graded(LINE, TOKENS, nats, rows)
     options = OnPolicyOptions(method="aligned", beta=0.0)
     lesson = aligned.lesson_of(one, options, TONGUES)
@@ -100,7 +106,7 @@ def test_a_wrong_attempt_teaches_up_to_its_first_mistake():
     assert lesson.ids == (50, 51, *Letters()("<think>\n1+2=1")["input_ids"])
     mistake = lesson.targets[-1]
     assert mistake.ids == (STUDENT.index("3"), STUDENT.index("1"))
-    assert mistake.shares == pytest.approx((0.8, math.exp(-4.0)))
+    assert mistake.shares == pytest.approx((0.8, 0.02 + math.exp(-4.0)))
 
 
 def test_a_right_way_is_taught_to_its_end_and_the_tags_are_left_alone():
@@ -117,6 +123,28 @@ def test_a_right_way_is_taught_to_its_end_and_the_tags_are_left_alone():
     (inner,) = with_inner.advantages
     assert (inner.at, inner.old_nats) == (9, -0.5)
     assert inner.nats == pytest.approx(-0.1 - -1.0)
+
+
+def test_a_student_token_longer_than_the_teachers_has_no_word_of_its():
+    # The student's "Ab" in one token, the teacher's in two: a word for "A" is none for "Ab".
+    tongues = Tongues([b"Ab", b"1"], END, vocabulary())
+    attempt = graded("1", ["1"], [-0.1]).attempt
+    completion = attempt.completion.model_copy(update={"text": "Ab1", "ids": (0, 1)})
+    grade = Grade(
+        scores=TokenScores(ids=(7, 5, 1), byte_offsets=(0, 1, 2), logprobs_nats=(-0.1, -0.2, -0.3)),
+        top_ids=((7,), (5,), (1,), (STOP,)),
+        top_logprobs_nats=((-0.1,), (-0.2,), (-0.3,), (-0.1,)),
+        end_nats=-0.1,
+        read_tokens=3,
+    )
+    one = align(
+        attempt.model_copy(update={"completion": completion}), (50,), grade, [Run(0, 0, 3)], tongues
+    )
+    options = OnPolicyOptions(method="aligned", learn_from="all", beta=0.0)
+    lesson = aligned.lesson_of(one, options, tongues, (-0.9, -0.5, -0.5))
+    assert [t.at for t in lesson.targets] == [2, 3]
+    (whole,) = lesson.advantages
+    assert (whole.at, whole.nats) == (1, pytest.approx(-0.3 + 0.9))
 
 
 def test_where_the_teacher_wavers_the_divergence_is_forward():

@@ -19,6 +19,7 @@ from serve.messages import Completion, Grade, Message, Record, Request
 
 # Graded in one call: what is graded together agrees to the last bit only if asked together again.
 GROUP = 8
+GRADING_SLOTS = 4
 
 
 class GradeGroup(Record):
@@ -66,9 +67,10 @@ class Grading:
     @property
     def engine(self) -> Engine:
         if self._engine is None:
-            slots = self._teacher.slots if self._options.method == "recover" else 4
-            if self._teacher.engine == "http":
-                slots = self._teacher.slots
+            options = self._options
+            goes_on = options.method == "recover" or options.continuations
+            many = goes_on or self._teacher.engine == "http"
+            slots = self._teacher.slots if many else GRADING_SLOTS
             self._engine = open_teacher(self._teacher.model_copy(update={"slots": slots}))
         return self._engine
 

@@ -19,13 +19,13 @@ from pipeline.memory import keep_freed_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.pair_method import resolve_method
 from pipeline.recipe import StudentOptions, TeacherOptions
-from pipeline.records import Example, Problem
+from pipeline.records import Example, Problem, content_key
 from pipeline.run import SCRATCH, Context
 from pipeline.store import read_records, write_file, write_json
 from pipeline.supervise import rendered_ids
 from pipeline.tasks.judge import Judge
 from serve.errors import DataError
-from serve.models import resolve_model
+from serve.models import file_sha256, resolve_model
 
 STAGE_VERSION = 1
 LIBRARIES = (
@@ -54,6 +54,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     checkpoint = inputs["04-sft"]
     method = resolve_method(teacher, options, checkpoint)
     chosen = options.resolved(method)
+    _same_or_fresh(out / SCRATCH, config, inputs, context.seed)
     shutil.copyfile(checkpoint / "examples.jsonl", out / "examples.jsonl")
     if method == "exact":
         counts = _exact(config, chosen, practice, checkpoint, out, context)
@@ -61,6 +62,21 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
         counts = _graded(config, chosen, practice, held_out, checkpoint, out, context)
     shutil.rmtree(out / SCRATCH, ignore_errors=True)
     return {"method": method} | counts
+
+
+def _same_or_fresh(scratch: Path, config: Config, inputs: Mapping[str, Path], seed: int) -> None:
+    """Forget what a practice of other settings, or of another student, left unfinished."""
+    key = content_key(
+        STAGE_VERSION,
+        seed,
+        [part.model_dump(mode="json") for part in config],
+        file_sha256(inputs["04-sft"] / "model.safetensors"),
+        file_sha256(inputs["01-problems"] / "practice.jsonl"),
+    )
+    proof = scratch / "of.txt"
+    if not proof.exists() or proof.read_text(encoding="ascii") != key:
+        shutil.rmtree(scratch, ignore_errors=True)
+        write_file(proof, key)
 
 
 def _exact(

@@ -64,6 +64,9 @@ class OnPolicyOptions(Record):
     top_tokens: int = Field(24, ge=1, le=1024, description="of the teacher, a place")
     advantage_limit_nats: float = Field(5.0, gt=0.0, description="span: clipped to it")
     ratio_limit: float = Field(0.2, gt=0.0, lt=1.0, description="span: of reused samples (PPO)")
+    continuations: bool = Field(
+        False, description="aligned, span: the lessons of recover beside those of the method"
+    )
     continuation_temperature: float = Field(0.0, ge=0.0, le=2.0, description="recover: teacher's")
     watch_blocks: int = Field(3, ge=0, description="blocks between looks at held-out problems")
     watch_problems: int = Field(20, ge=1, le=100_000, description="held out of practice for it")

@@ -112,7 +112,7 @@ def blocks_svg(rows: list[dict[str, Any]]) -> str:
     left.set_xlabel("block")
     left.set_ylabel("attempts that are right, %")
     left.set_ylim(0, 100)
-    losses = [loss for row in rows for loss in row["losses_nats"]]
+    losses = [loss for row in rows for loss in row["losses_nats"] if loss is not None]
     right.plot(range(1, len(losses) + 1), losses, color=COLOURS[0], linewidth=1)
     right.set_xlabel("update")
     right.set_ylabel("loss, nats a place")

@@ -33,7 +33,8 @@ from pipeline.collapse_watch import (
     shifted_beta,
 )
 from pipeline.grading import Grading
-from pipeline.lesson import Lesson, batch_of
+from pipeline.head_loss import Workspace
+from pipeline.lesson import Batch, Lesson, batch_of
 from pipeline.memory import give_back_memory, keep_freed_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.practice_state import load_state, save_state
@@ -44,7 +45,7 @@ from pipeline.sampler import Sampler
 from pipeline.store import AppendLog, read_records, write_file
 from pipeline.tasks.judge import Judge
 from pipeline.teaching import Teaching
-from pipeline.update import Guard, update
+from pipeline.update import Guard, backward, update
 
 Row = dict[str, Any]
 Say = Callable[[int, str], None]
@@ -70,7 +71,7 @@ class Refiner:
         self._optimizer = torch.optim.AdamW(
             sampler.model.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True
         )
-        self._guard = Guard()
+        self._guard, self._workspace, self._warm = Guard(), Workspace(), False
         self._teaching = Teaching(sampler, grading, judge, teacher, context.seed, self._timed)
         self._beta, self._shifted = options.divergence_beta, False
         self.rows: list[Row] = []
@@ -152,17 +153,19 @@ class Refiner:
                     share = (number + start / len(everything)) / options.passes
                     self._set_rate((block + share) / options.blocks)
                     part = everything[start : start + options.batch_lessons]
-                    done = update(
-                        self.sampler.model,
-                        self._optimizer,
-                        batch_of(part, self.sampler.pad),
-                        self._guard,
-                        options.ratio_limit,
-                    )
-                    losses.append(done.loss_nats)
+                    losses.append(self._update(batch_of(part, self.sampler.pad)))
                     self.trained_tokens += sum(len(lesson.ids) for lesson in part)
         give_back_memory()
         return losses
+
+    def _update(self, batch: Batch) -> float:
+        """One update; the first of a process is computed twice, as in `pipeline/sft_trainer.py`."""
+        model, limit = self.sampler.model, self._options.ratio_limit
+        if not self._warm:
+            backward(model, batch, limit, self._workspace)
+            self._warm = True
+        done = update(model, self._optimizer, batch, self._guard, limit, self._workspace)
+        return done.loss_nats
 
     def _set_rate(self, progress: float) -> None:
         """Cosine to a tenth."""
@@ -186,7 +189,8 @@ class Refiner:
             "places": sum(lesson.places for lesson in lessons),
             "updates": len(losses),
             "skipped_updates": self._guard.skipped,
-            "losses_nats": [round(loss, 6) for loss in losses],
+            # JSON knows no NaN; such an update was skipped.
+            "losses_nats": [round(x, 6) if math.isfinite(x) else None for x in losses],
             "beta": self._beta,
         }
 

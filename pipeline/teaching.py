@@ -48,7 +48,11 @@ class Teaching:
         with self._timed("lessons"):
             method = METHODS[options.method]
             own_nats = self._own_nats(graded, options)
-            return list(method.lessons(graded, options, self._known_tongues(options), own_nats))
+            made = list(method.lessons(graded, options, self._known_tongues(options), own_nats))
+        if options.continuations:
+            failed = [g for g in graded if not g.attempt.verdict.passed]
+            made += self._recovered(self._prefixes_of(failed, options), options)
+        return made
 
     def _graded(self, attempts: Sequence[Attempt], options: OnPolicyOptions) -> list[Graded]:
         with self._timed("grading", one_heap=True):
@@ -85,20 +89,25 @@ class Teaching:
         self, attempts: Sequence[Attempt], options: OnPolicyOptions
     ) -> list[recover.Prefix]:
         """Up to the first mistake; to the middle where the teacher cannot grade."""
-
-        def text(attempt: Attempt) -> str:
-            return text_for_teacher(attempt.completion.text, self._teacher)[0]
-
-        found: list[recover.Prefix | None]
         try:
-            graded = self._graded(attempts, options)
-            found = [recover.prefix_of(g, text(g.attempt), options) for g in graded]
+            return self._prefixes_of(self._graded(attempts, options), options)
         except CannotDo:
             found = [
-                recover.middle_prefix(a, self._sampler.prompt_ids(a.problem.question), text(a))
+                recover.middle_prefix(
+                    a, self._sampler.prompt_ids(a.problem.question), self._text(a)
+                )
                 for a in attempts
             ]
         return [prefix for prefix in found if prefix is not None]
+
+    def _prefixes_of(
+        self, graded: Sequence[Graded], options: OnPolicyOptions
+    ) -> list[recover.Prefix]:
+        found = (recover.prefix_of(g, self._text(g.attempt), options) for g in graded)
+        return [prefix for prefix in found if prefix is not None]
+
+    def _text(self, attempt: Attempt) -> str:
+        return text_for_teacher(attempt.completion.text, self._teacher)[0]
 
     def _recovered(
         self, prefixes: Sequence[recover.Prefix], options: OnPolicyOptions

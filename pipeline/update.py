@@ -1,7 +1,7 @@
 """One update of the student from a batch of lessons, and the guard that skips broken ones.
 
-The logits of a batch exist some rows at a time; loss and gradients of the head come out of one
-pass, as in `pipeline/head_loss.py`.
+The logits of a batch exist some rows at a time, in buffers that stay; loss and gradients of the
+head come out of one pass, as in `pipeline/head_loss.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.divergence_loss import bucketed, divergence, surrogate
+from pipeline.head_loss import Workspace
 from pipeline.lesson import Batch
 from pipeline.packing import kept_places, packed_hidden_states
 from serve.errors import TrainingDiverged
@@ -81,11 +82,16 @@ class Guard:
 
 
 def update(
-    model: Any, optimizer: torch.optim.Optimizer, batch: Batch, guard: Guard, ratio_limit: float
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    guard: Guard,
+    ratio_limit: float,
+    workspace: Workspace,
 ) -> Update:
     """Move `model` one step. The loss is the mean over the places of the batch, in nats."""
     optimizer.zero_grad(set_to_none=False)
-    loss_nats = backward(model, batch, ratio_limit)
+    loss_nats = backward(model, batch, ratio_limit, workspace)
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_LIMIT))
     taken = guard.allows(loss_nats, norm)
     if taken:
@@ -93,31 +99,64 @@ def update(
     return Update(loss_nats, norm, taken)
 
 
-def backward(model: Any, batch: Batch, ratio_limit: float) -> float:
+def backward(model: Any, batch: Batch, ratio_limit: float, workspace: Workspace) -> float:
     """Add the gradients of the mean loss of a batch to `model`; returns that loss in nats."""
     hidden_RD, rows = _hidden_of(model, batch)
     leaf_RD = hidden_RD.detach()
     weight_VD = model.get_output_embeddings().weight
-    cast_VD = weight_VD.detach().to(leaf_RD.dtype)
-    hidden_gradient_RD = torch.zeros_like(leaf_RD)
-    weight_gradient_VD = torch.zeros_like(weight_VD)
-    count = len(batch.target_rows_P) + len(batch.advantage_rows_A)
+    if weight_VD.grad is None:
+        weight_VD.grad = torch.zeros_like(weight_VD)
+    vocabulary, dtype = len(weight_VD), leaf_RD.dtype
+    cast_VD = workspace.take("weight", vocabulary, weight_VD, dtype).copy_(weight_VD.detach())
+    part_VD = workspace.take("part", vocabulary, weight_VD, dtype)
+    product_RV = workspace.take("product", HEAD_ROWS, weight_VD.t(), dtype)
+    logits_RV = workspace.take("logits", HEAD_ROWS, weight_VD.t(), torch.float32)
+    hidden_gradient_RD = torch.empty_like(leaf_RD)
     total = 0.0
     for part in rows.parts():
         hidden = leaf_RD[part.rows]
-        logits_V = torch.mm(hidden, cast_VD.t()).float().requires_grad_()
-        loss = _loss(logits_V, batch, part, ratio_limit) / count
-        (gradient_V,) = torch.autograd.grad(loss, logits_V)
-        total += float(loss.detach())
-        cast = gradient_V.to(leaf_RD.dtype)
-        hidden_gradient_RD[part.rows] = torch.mm(cast, cast_VD)
-        weight_gradient_VD += torch.mm(cast.t(), hidden)
+        product, logits = product_RV[: len(hidden)], logits_RV[: len(hidden)]
+        logits.copy_(torch.mm(hidden, cast_VD.t(), out=product))
+        total += _into_gradient(logits, batch, part, ratio_limit)
+        product.copy_(logits)
+        torch.mm(product, cast_VD, out=hidden_gradient_RD[part.rows])
+        weight_VD.grad += torch.mm(product.t(), hidden, out=part_VD)
     hidden_RD.backward(hidden_gradient_RD)
-    if weight_VD.grad is None:
-        weight_VD.grad = weight_gradient_VD
-    else:
-        weight_VD.grad += weight_gradient_VD
     return total
+
+
+def _into_gradient(logits_RV: torch.Tensor, batch: Batch, part: Part, ratio_limit: float) -> float:
+    """The part's share of the mean loss (nats); `logits_RV` becomes its gradient by the logits.
+
+    A loss reads few log probabilities. With g its gradient by those, the one by the logits of a row
+    is g where a token is read, less softmax times the sum of the row's g.
+    """
+    device = logits_RV.device
+    targets, advantages = part.targets.cpu(), part.advantages.cpu()
+    ids_PK = batch.target_ids_PK[targets].to(device)
+    ids_A = batch.advantage_ids_A[advantages].to(device)
+    logits_RV -= logits_RV.amax(dim=1, keepdim=True)
+    picked_PK = logits_RV[part.target_row[:, None], ids_PK]
+    picked_A = logits_RV[part.advantage_row, ids_A]
+    sums_R1 = logits_RV.exp_().sum(dim=1, keepdim=True)
+    logits_RV /= sums_R1
+    normalizer_R = sums_R1[:, 0].log()
+    nats_PK = (picked_PK - normalizer_R[part.target_row, None]).requires_grad_()
+    nats_A = (picked_A - normalizer_R[part.advantage_row]).requires_grad_()
+    student, wanted = bucketed(nats_PK, batch.target_shares_PK[targets].to(device))
+    old_A, advantages_A = batch.old_nats_A[advantages], batch.advantages_A[advantages]
+    loss = divergence(student, wanted, batch.betas_P[targets].to(device)).sum()
+    loss = loss + surrogate(nats_A, old_A.to(device), advantages_A.to(device), ratio_limit).sum()
+    loss = loss / (len(batch.target_rows_P) + len(batch.advantage_rows_A))
+    gradient_PK, gradient_A = torch.autograd.grad(loss, (nats_PK, nats_A))
+    sums_R = torch.zeros_like(normalizer_R)
+    sums_R.index_add_(0, part.target_row, gradient_PK.sum(1))
+    sums_R.index_add_(0, part.advantage_row, gradient_A)
+    logits_RV *= -sums_R[:, None]
+    rows_PK = part.target_row[:, None].expand_as(ids_PK)
+    logits_RV.index_put_((rows_PK, ids_PK), gradient_PK, accumulate=True)
+    logits_RV.index_put_((part.advantage_row, ids_A), gradient_A, accumulate=True)
+    return float(loss.detach())
 
 
 class Part(NamedTuple):
@@ -162,29 +201,6 @@ def _hidden_of(model: Any, batch: Batch) -> tuple[torch.Tensor, Rows]:
     hidden_RD = hidden_ND[packed_of[wanted_R].to(device)].to(dtype)
     targets = len(batch.target_rows_P)
     return hidden_RD, Rows(place[:targets].to(device), place[targets:].to(device), len(wanted_R))
-
-
-def _loss(logits_RV: torch.Tensor, batch: Batch, part: Part, ratio_limit: float) -> torch.Tensor:
-    """Summed loss (nats) of what reads these rows."""
-    device = logits_RV.device
-    normalizer_R1 = logits_RV.logsumexp(1, keepdim=True)
-    total = logits_RV.new_zeros(())
-    if len(part.targets):
-        chosen = part.targets.cpu()
-        ids_PK = batch.target_ids_PK[chosen].to(device)
-        row_P1 = part.target_row[:, None]
-        listed_PK = logits_RV[row_P1, ids_PK] - normalizer_R1[part.target_row]
-        student, target = bucketed(listed_PK, batch.target_shares_PK[chosen].to(device))
-        total = total + divergence(student, target, batch.betas_P[chosen].to(device)).sum()
-    if len(part.advantages):
-        chosen = part.advantages.cpu()
-        row_A, ids_A = part.advantage_row, batch.advantage_ids_A[chosen].to(device)
-        nats_A = logits_RV[row_A, ids_A] - normalizer_R1[row_A, 0]
-        old_A, advantages_A = batch.old_nats_A[chosen], batch.advantages_A[chosen]
-        total = (
-            total + surrogate(nats_A, old_A.to(device), advantages_A.to(device), ratio_limit).sum()
-        )
-    return total
 
 
 @torch.no_grad()

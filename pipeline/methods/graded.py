@@ -70,12 +70,16 @@ def text_for_teacher(text: str, teacher: TeacherOptions) -> tuple[str, list[Run]
 def align(
     attempt: Attempt, prompt: Sequence[int], grade: Grade, runs: Sequence[Run], tongues: Tongues
 ) -> Graded:
-    """Cut both tokenizations where both have a boundary."""
+    """Cut both tokenizations where both have a boundary.
+
+    A text that its tokens do not spell (a tokenizer that composes accents) has no cuts.
+    """
     pieces = [tongues.pieces[i] or b"" for i in attempt.completion.ids]
     student_starts = list(accumulate((len(p) for p in pieces), initial=0))
     length = max((run.teacher + run.length for run in runs), default=0)
     teacher_starts = [*grade.scores.byte_offsets, length]
-    found = spans(student_starts, teacher_starts, runs)
+    spelt = b"".join(pieces) == attempt.completion.text.encode()
+    found = spans(student_starts, teacher_starts, runs) if spelt else []
     return Graded(
         attempt,
         tuple(prompt),

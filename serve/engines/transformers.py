@@ -94,10 +94,10 @@ class TransformersEngine(BlockEngine):
 
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
         prompt = self.prompt_ids(messages)
-        encoded = self.tokenizer(completion, add_special_tokens=False, return_offsets_mapping=True)
-        ids: list[int] = encoded["input_ids"]
-        ends = [len(completion[:end].encode()) for _, end in encoded["offset_mapping"]]
-        return scores_of(ids, ends, self.logits([*prompt, *ids])[len(prompt) - 1 : -1])
+        ids = self._encode(completion)
+        return scores_of(
+            ids, self._byte_ends(ids), self.logits([*prompt, *ids])[len(prompt) - 1 : -1]
+        )
 
     def grade(self, requests: Sequence[Request], top: int) -> list[Grade]:
         grades: list[Grade] = []
@@ -134,7 +134,7 @@ class TransformersEngine(BlockEngine):
         logprobs_TV = logits_TV.log_softmax(dim=-1)
         best_TK = logprobs_TV.topk(min(top, logprobs_TV.shape[1]))
         places = self._row(ids).long()[:, None]
-        ends = list(accumulate(len(self._token_bytes[i] or b"") for i in ids))
+        ends = self._byte_ends(ids)
         return Grade(
             scores=TokenScores(
                 ids=tuple(ids),
@@ -146,6 +146,9 @@ class TransformersEngine(BlockEngine):
             end_nats=float(logprobs_TV[-1, list(self.end_ids())].logsumexp(0)),
             read_tokens=read_tokens,
         )
+
+    def _byte_ends(self, ids: Sequence[int]) -> list[int]:
+        return list(accumulate(len(self._token_bytes[i] or b"") for i in ids))
 
     @cached_property
     def _token_bytes(self) -> list[bytes | None]:

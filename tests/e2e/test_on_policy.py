@@ -129,9 +129,25 @@ def test_going_on_from_a_state_on_disk_changes_nothing(inputs, finished, tmp_pat
     assert hashes(tmp_path / "out") == hashes(finished[0])
 
 
-@pytest.mark.parametrize("method", ["span", "recover"])
-def test_other_methods_learn_from_the_same_attempts(inputs, finished, tmp_path, method):
-    counts = practise(inputs, tmp_path / "out", method=method, blocks=1, watch_blocks=0)
+def test_what_other_settings_left_unfinished_is_forgotten(inputs, finished, tmp_path, monkeypatch):
+    def interrupted(self, *_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Refiner, "_learn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        practise(inputs, tmp_path / "out", temperature=1.5)
+    monkeypatch.undo()
+    assert (tmp_path / "out" / "scratch" / "grades.jsonl").exists()
+    practise(inputs, tmp_path / "out")
+    assert hashes(tmp_path / "out") == hashes(finished[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "continuations"), [("span", False), ("recover", False), ("aligned", True)]
+)
+def test_other_ways_learn_from_the_same_attempts(inputs, finished, tmp_path, method, continuations):
+    changes = {"method": method, "continuations": continuations}
+    counts = practise(inputs, tmp_path / "out", blocks=1, watch_blocks=0, **changes)
     first = [
         a.model_dump() for a in read_records(finished[0] / "attempts.jsonl", Attempt) if not a.block
     ]
@@ -139,8 +155,11 @@ def test_other_methods_learn_from_the_same_attempts(inputs, finished, tmp_path, 
     assert mine == first
     assert counts["method"] == method
     assert counts["updates"] > 0
+    rows = [json.loads(x) for x in (finished[0] / "blocks.jsonl").read_text().splitlines()]
     if method == "span":
         assert counts["lessons"] > 0
+    if continuations:
+        assert counts["lessons"] > rows[0]["lessons"]
     assert json.loads((tmp_path / "out" / "watch.json").read_text()) == []
 
 

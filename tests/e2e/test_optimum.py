@@ -55,7 +55,6 @@ def test_a_stream_says_what_generate_says(engine):
         chunks = list(engine.stream(request.messages, request.sampling))
         assert "".join(chunk.text for chunk in chunks) == whole.text
         assert whole.completion_tokens > 5
-        assert whole.text.startswith("<think>\n") or request.sampling.temperature > 0
 
 
 def test_a_batch_computes_what_each_prompt_gets_alone(fp32, engine, monkeypatch):

@@ -190,3 +190,9 @@ def test_presets_give_way_to_what_is_said():
     assert OnPolicyOptions(preset="gkd", beta=0.2).beta == 0.2
     chosen = OnPolicyOptions(preset="thinking-machines")
     assert (chosen.method, chosen.samples, chosen.replay) == ("span", 4, 0)
+
+
+def test_the_divergence_is_the_methods_own_unless_it_is_said():
+    assert OnPolicyOptions().resolved("exact").divergence_beta == 1.0
+    assert OnPolicyOptions().resolved("aligned").divergence_beta == 0.0
+    assert OnPolicyOptions(beta=0.3).resolved("exact").divergence_beta == 0.3

@@ -1,0 +1,136 @@
+"""Costs and gains of a made-up run: every figure follows from the records."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from pipeline import ledger as ledger_module
+from pipeline.compare import larger_recipe
+from pipeline.ladder import Judged
+from pipeline.ledger import COMPARED, compared, ledger, multiplied_weights
+from pipeline.page_practice import compared_text, ledger_cells
+from pipeline.recipe import find_recipe, load_recipe
+from pipeline.records import Problem, Verdict
+from pipeline.store import write_records
+from serve.messages import Completion
+
+RECIPE = load_recipe(find_recipe("default"))
+STUDENT, TEACHER = 1000, 50_000
+
+
+def judged(rung, item, passed):
+    return Judged(
+        rung=rung,
+        item=f"i{item:03d}",
+        family="f",
+        sample=0,
+        completion=Completion(text="", finish="stop", prompt_tokens=1, completion_tokens=1),
+        verdict=Verdict(passed=passed, reason="wrong", extracted=None, verifier="none"),
+    )
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """100 items: base 10 right, SFT 40, after practice 50 with none lost."""
+    monkeypatch.setattr(ledger_module, "teacher_weights", lambda recipe: TEACHER)
+    counts = {
+        "02-traces": ({"completion_tokens": 2000}, 60.0, 5.0),
+        "03-curated": ({}, 1.0, None),
+        "04-sft": ({"trained_tokens": 3000}, 120.0, 7.0),
+        "05-on-policy": (
+            {
+                "method": "aligned",
+                "student_tokens": 400,
+                "attempt_tokens": 500,
+                "teacher_tokens": 600,
+            },
+            90.0,
+            None,
+        ),
+    }
+    for name, (found, took_s, joules) in counts.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        manifest = {"counts": found, "took_s": took_s, "device": "two cores", "energy_j": joules}
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": name}))
+    weights = np.zeros((STUDENT // 10, 10), dtype=np.float32)
+    save_file({"model.embed_tokens.weight": weights}, tmp_path / "04-sft" / "model.safetensors")
+    (tmp_path / "08-evaluate").mkdir()
+    (tmp_path / "08-evaluate" / "manifest.json").write_text('{"counts": {}, "took_s": 1}')
+    answers = [
+        judged(rung, item, item < right)
+        for rung, right in (("base student", 10), ("SFT student", 40), ("on-policy student", 50))
+        for item in range(100)
+    ]
+    write_records(tmp_path / "08-evaluate" / "answers.jsonl", answers)
+    (tmp_path / "01-problems").mkdir()
+    problems = [Problem(question=f"q{n}", answer="1", family="f") for n in range(480)]
+    write_records(tmp_path / "01-problems" / "train.jsonl", problems)
+    return tmp_path
+
+
+def test_each_step_has_its_costs_and_its_gain(run):
+    inputs = {p.name: p for p in run.iterdir() if (p / "manifest.json").exists()}
+    first, second = ledger(RECIPE, inputs)
+    assert first["operations"] == 6 * STUDENT * 3000 + 2 * TEACHER * 2000
+    assert (first["took_s"], first["energy_j"]) == (180.0, 12.0)
+    assert first["gained"]["difference"] == pytest.approx(0.3)
+    assert second["step"] == "practice (aligned)"
+    expected = 6 * STUDENT * 400 + 2 * STUDENT * 500 + 2 * TEACHER * 600
+    assert second["operations"] == expected
+    assert second["student_tokens"] == 900
+    assert second["energy_j"] is None
+    assert second["gained"]["difference"] == pytest.approx(0.1)
+    assert second["gained"]["interval"][0] > 0
+    assert second["points_per_minute"] == pytest.approx(10 / 1.5)
+    assert second["points_per_1e15"] == pytest.approx(10 / (expected / 1e15))
+    head, cells = ledger_cells([first, second], brief=True)
+    assert len(head) == len(cells[0]) == 7
+    assert cells[1][4].startswith("+10.0 [+")
+
+
+def test_equal_compute_is_the_practices_time_in_problems(run):
+    larger, seconds, more = larger_recipe(RECIPE, run)
+    # 181 s for 480 problems; 90 s are 238.7 of them, in four families 60 each.
+    assert (seconds, more) == (90.0, 240)
+    assert larger.problems.train_per_family == RECIPE.problems.train_per_family + 60
+    assert larger.on_policy.method == "none"
+
+
+def test_a_comparison_is_shown_while_it_is_of_the_same_practice(run):
+    assert compared(run) is None
+    assert "was not tried" in compared_text(None)
+    found = {
+        "fingerprint": "05-on-policy",
+        "seconds": 90.0,
+        "more_problems": 240,
+        "spent_s": 93.0,
+        "items": 300,
+        "more_sft": 0.45,
+        "on_policy": 0.5,
+        "difference": 0.05,
+        "interval": [-0.01, 0.11],
+        "p_value": 0.1,
+    }
+    (run / COMPARED).write_text(json.dumps(found))
+    assert "is not decided by these items" in compared_text(compared(run))
+    better = found | {"interval": [0.01, 0.09]}
+    assert "Practice beats it" in compared_text(better)
+    worse = found | {"interval": [-0.09, -0.01]}
+    assert "More traces beat practice" in compared_text(worse)
+    (run / COMPARED).write_text(json.dumps(found | {"fingerprint": "another"}))
+    assert compared(run) is None
+
+
+def test_an_embedding_that_is_only_looked_up_is_not_multiplied(tmp_path):
+    table, head = np.zeros((30, 4), np.float32), np.zeros((30, 4), np.float32)
+    layer = np.zeros((4, 5), np.float32)
+    named = {"model.embed_tokens.weight": table, "model.layers.0.w.weight": layer}
+    save_file(named, tmp_path / "model.safetensors")
+    assert multiplied_weights(tmp_path) == 140
+    save_file(named | {"lm_head.weight": head}, tmp_path / "model.safetensors")
+    assert multiplied_weights(tmp_path) == 140
+    assert math.prod(head.shape) == 120

@@ -57,7 +57,7 @@ def ask(
                 context.progress.bar(label, len(requests)) as bar,
             ):
                 bar.advance(len(requests) - len(missing))
-                for batch in _batches(engine, with_openings(requests), {r.key for r in missing}):
+                for batch in batches_of(engine, with_openings(requests), {r.key for r in missing}):
                     _ask_batch(engine, batch, store, answers, bar)
     return {r.key: answers[r.key] for r in requests}
 
@@ -75,7 +75,7 @@ def with_openings(requests: Sequence[Request]) -> list[Request]:
     return [r.model_copy(update={"opening": openings[r.messages[:-1]]}) for r in requests]
 
 
-def _batches(
+def batches_of(
     engine: Engine, requests: Sequence[Request], missing: set[str]
 ) -> Iterator[Sequence[Request]]:
     """Everything at once where answers do not depend on their neighbours; else whole fixed blocks.

@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.records import Problem
 from pipeline.run import SCRATCH, Context, RunDir, run_stage
-from pipeline.store import read_records, write_json
+from pipeline.store import read_records, write_file, write_json
 from pipeline.tasks.judge import Judge
 from quant.stats import paired
 from serve.errors import DataError, RetortError
@@ -38,20 +37,22 @@ RIVAL = "compare/more-sft"
 
 
 def larger_recipe(recipe: Recipe, root: Path) -> tuple[Recipe, float, int]:
-    """The recipe without practice and with more problems, the seconds they may take, how many.
+    """The recipe without practice and with more problems, the seconds they may take, and how many
+    problems there were.
 
     A problem's price is what traces, curation and SFT took in this run, divided by their problems.
     """
     practice = manifest_of(root / ON_POLICY_STAGE)
     spent_s = sum(manifest_of(root / s)["took_s"] for s in ("02-traces", "03-curated", SFT_STAGE))
     problems = sum(1 for _ in read_records(root / "01-problems" / "train.jsonl", Problem))
-    sources = max(1, problems // recipe.problems.train_per_family)
+    asked = recipe.problems
+    sources = len(asked.families) + len(asked.files) + len(asked.datasets)
     more = math.ceil(practice["took_s"] / (spent_s / problems) / sources)
     changed = recipe.problems.model_copy(
         update={"train_per_family": recipe.problems.train_per_family + more}
     )
     larger = recipe.model_copy(update={"problems": changed, "on_policy": OnPolicyOptions()})
-    return larger, float(practice["took_s"]), more * sources
+    return larger, float(practice["took_s"]), problems
 
 
 def compare(root: Path, progress: Progress) -> dict[str, Any]:
@@ -61,19 +62,24 @@ def compare(root: Path, progress: Progress) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{root} is no run: {error.strerror}") from error
     recipe = Recipe.model_validate(data)
-    if not (root / ON_POLICY_STAGE / "manifest.json").exists():
-        raise DataError(
-            f"{root} has no finished practice", hint="set on_policy.method in its recipe"
-        )
-    larger, seconds, more = larger_recipe(recipe, root)
+    if recipe.on_policy.method == "none":
+        raise DataError(f"{root} has no practice", hint="set on_policy.method in its recipe")
+    for stage in stages(recipe)[:-1]:
+        if RunDir(root).manifest(stage) is None:
+            raise DataError(f"{root} is not finished: {stage.name} has no manifest")
+    larger, seconds, before = larger_recipe(recipe, root)
     rival = RunDir(root / RIVAL)
     with rival.locked(), rival.logged():
         answers = root / "02-traces" / SCRATCH / "answers.jsonl"
         target = rival.root / "02-traces" / SCRATCH / "answers.jsonl"
         if answers.exists() and not target.exists():
-            target.parent.mkdir(parents=True)
-            shutil.copyfile(answers, target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_file(target, answers.read_bytes())
         execute(rival, larger, progress, until=SFT_STAGE)
+        train = read_records(rival.root / "01-problems" / "train.jsonl", Problem)
+        more = sum(1 for _ in train) - before
+        if more <= 0:
+            raise DataError(f"{root}: its sources have no further problems to train on")
         judged = _asked(rival.root, root, recipe, Context(recipe.run.seed, progress))
     found = _verdict(judged, root) | {
         "seconds": seconds,
@@ -141,7 +147,8 @@ def main(arguments: list[str] | None = None) -> int:
     progress = Progress()
     try:
         found = compare(options.run, progress)
-        show_again(options.run, progress)
+        with RunDir(options.run).locked():
+            show_again(options.run, progress)
     except RetortError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.asking import Answer, with_openings
+from pipeline.asking import Answer, batches_of, with_openings
 from pipeline.attempts import Attempt
 from pipeline.methods.graded import text_for_teacher
 from pipeline.on_policy_options import OnPolicyOptions
@@ -80,9 +81,13 @@ class Grading:
         return teacher_messages(self._teacher, problem.question, problem.family)
 
     def grades(self, attempts: Sequence[Attempt]) -> dict[str, Grade]:
-        """By key. Attempts at one family's problems are neighbours: their prompts begin alike."""
+        """By key; an attempt of tags alone has none.
+
+        Attempts at one family's problems are neighbours: their prompts begin alike.
+        """
         ordered = sorted(attempts, key=lambda a: (a.problem.family, a.key))
-        requests = with_openings([self._request(attempt) for attempt in ordered])
+        asked = [request for request in map(self._request, ordered) if request.begun]
+        requests = with_openings(asked)
         found: dict[str, Grade] = {}
         for start in range(0, len(requests), GROUP):
             part = requests[start : start + GROUP]
@@ -98,12 +103,14 @@ class Grading:
 
     def continuations(self, requests: Sequence[Request]) -> dict[str, Completion]:
         """By key; each is kept as it comes."""
-        missing = [r for r in with_openings(requests) if r.key not in self._said]
+        missing = {r.key for r in requests} - self._said.keys()
         if missing:
-            for key, answer in self.engine.generate(missing):
+            batches = batches_of(self.engine, with_openings(requests), missing)
+            for key, answer in chain.from_iterable(map(self.engine.generate, batches)):
                 completion = answer.model_copy(update={"timing": None})
-                self._continuations.append([Answer(key=key, completion=completion)])
-                self._said[key] = completion
+                if key in missing:
+                    self._continuations.append([Answer(key=key, completion=completion)])
+                    self._said[key] = completion
         return {request.key: self._said[request.key] for request in requests}
 
     def _request(self, attempt: Attempt) -> Request:

@@ -12,12 +12,14 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from pipeline.attempts import in_practice_order
 from pipeline.memory import keep_freed_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.pair_method import resolve_method
+from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions, TeacherOptions
 from pipeline.records import Example, Problem, content_key
 from pipeline.run import SCRATCH, Context
@@ -36,6 +38,8 @@ LIBRARIES = (
     "reasoning-gym",
     "math-verify",
 )
+# What a teacher's words do not depend on: a raised budget must not pay for them again.
+UNCHANGING = {"token_budget", "slots", "base_url", "api_key_env", "license"}
 Config = tuple[TeacherOptions, StudentOptions, OnPolicyOptions]
 
 
@@ -45,10 +49,11 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     keep_freed_memory()
     problems = list(read_records(inputs["01-problems"] / "practice.jsonl", Problem))
     ordered = in_practice_order(problems, context.seed)
-    held_out, practice = ordered[: options.watch_problems], ordered[options.watch_problems :]
+    held = options.watch_problems if options.watch_blocks else 0
+    held_out, practice = ordered[:held], ordered[held:]
     if not practice:
         raise DataError(
-            f"{len(problems)} practice problems, {options.watch_problems} of them held out",
+            f"{len(problems)} practice problems, {held} of them held out",
             hint="raise problems.practice_per_family",
         )
     checkpoint = inputs["04-sft"]
@@ -66,10 +71,13 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
 
 def _same_or_fresh(scratch: Path, config: Config, inputs: Mapping[str, Path], seed: int) -> None:
     """Forget what a practice of other settings, or of another student, left unfinished."""
+    teacher, student, options = config
     key = content_key(
         STAGE_VERSION,
         seed,
-        [part.model_dump(mode="json") for part in config],
+        teacher.model_dump(mode="json", exclude=UNCHANGING),
+        student.model_dump(mode="json"),
+        options.model_dump(mode="json", exclude={"checkpoint_blocks"}),
         file_sha256(inputs["04-sft"] / "model.safetensors"),
         file_sha256(inputs["01-problems"] / "practice.jsonl"),
     )
@@ -87,6 +95,8 @@ def _exact(
     out: Path,
     context: Context,
 ) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
     from pipeline.exact import refine_exact
 
     teacher, student, _ = config
@@ -94,7 +104,24 @@ def _exact(
     rows = refine_exact(checkpoint, folder, practice, student, options, out, context)
     _write_rows(out / "blocks.jsonl", rows)
     write_json(out / "watch.json", [])
-    return {"updates": len(rows), "attempt_tokens": sum(r["attempt_tokens"] for r in rows)}
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    turns = [[m.model_dump() for m in student_messages(student, p.question)] for p in practice]
+    prompts = [tokenizer.apply_chat_template(t, add_generation_prompt=True) for t in turns]
+    written = sum(row["attempt_tokens"] for row in rows)
+    # Both models read every attempt after its prompt.
+    read = written + round(len(rows) * options.batch_lessons * mean(map(_length, prompts)))
+    return {
+        "updates": len(rows),
+        "skipped_updates": sum(row["loss_nats"] is None for row in rows),
+        "attempt_tokens": written,
+        "student_tokens": read,
+        "teacher_tokens": read,
+    }
+
+
+def _length(encoded: Any) -> int:
+    """transformers gives ids, or a mapping that holds them."""
+    return len(encoded["input_ids"] if isinstance(encoded, Mapping) else encoded)
 
 
 def _graded(

@@ -13,9 +13,23 @@ Method = Literal["none", "auto", "exact", "aligned", "span", "recover"]
 # What the publications say of it; pairs, batch sizes and hours are theirs (docs/notes.md).
 PRESETS: dict[str, dict[str, Any]] = {
     # arXiv 2306.13649: divergence between forward and reverse KL, student samples only (lambda 1).
-    "gkd": {"beta": 0.5, "learn_from": "all", "temperature": 1.0, "passes": 1, "replay": 0},
+    "gkd": {
+        "method": "auto",
+        "beta": 0.5,
+        "learn_from": "all",
+        "temperature": 1.0,
+        "passes": 1,
+        "replay": 0,
+    },
     # arXiv 2505.09388, section 4.5: the student samples, its logits move to the teacher's.
-    "qwen3": {"beta": 1.0, "learn_from": "all", "temperature": 1.0, "passes": 1, "replay": 0},
+    "qwen3": {
+        "method": "auto",
+        "beta": 1.0,
+        "learn_from": "all",
+        "temperature": 1.0,
+        "passes": 1,
+        "replay": 0,
+    },
     # thinkingmachines.ai, On-Policy Distillation: reverse KL of the sampled token, 4 samples.
     "thinking-machines": {
         "method": "span",

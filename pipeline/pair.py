@@ -13,6 +13,7 @@ import os
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 
 from pipeline.pair_checks import Finding, findings, shown_examples
 from pipeline.pair_forecast import forecast
@@ -29,7 +30,7 @@ def examine_pair(recipe: Recipe, console: Console) -> list[Finding]:
     checkpoint = student_checkpoint(recipe.student)
     found = findings(recipe, checkpoint)
     for finding in found:
-        console.print(f"[{COLOURS[finding.kind]}]{finding.kind:8}[/] {finding.text}")
+        console.print(f"[{COLOURS[finding.kind]}]{finding.kind:8}[/] {escape(finding.text)}")
     refused = [finding for finding in found if finding.kind == "refused"]
     if refused:
         raise DataError(f"this pair cannot work: {refused[0].text}")
@@ -61,6 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
     except RetortError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except (OSError, ValueError, KeyError) as error:  # transformers, at a folder it cannot read
+        print(f"error: this pair does not load: {error}", file=sys.stderr)
+        return DataError.exit_code
     return 0
 
 

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from jinja2 import TemplateError
 from rich.text import Text
 
 from pipeline.prompts import student_messages
@@ -54,7 +55,11 @@ def _student_findings(recipe: Recipe, checkpoint: Path, tokenizer: Any) -> Itera
     end = tokenizer.eos_token
     turns = [m.model_dump() for m in student_messages(recipe.student, "2 + 2 =")]
     turns.append({"role": "assistant", "content": "4"})
-    closed = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
+    try:
+        closed = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
+    except TemplateError as error:
+        yield Finding("refused", f"the student's chat template refuses a system turn: {error}")
+        return
     if closed.endswith(end):
         yield Finding("fine", f"student ends a turn with its end token {end!r}")
     else:

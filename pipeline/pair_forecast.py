@@ -12,12 +12,14 @@ from pathlib import Path
 from pipeline.prompts import student_messages, teacher_messages
 from pipeline.recipe import Recipe
 from pipeline.teacher import open_teacher
+from serve.errors import CannotDo
 from serve.messages import Request, Sampling
 from serve.models import folder_bytes, resolve_model
 
 # float32 weights, gradients and two AdamW moments.
 TRAINED_BYTES = 16
 GB = 1e9
+SHORT = Sampling(max_tokens=64)
 
 
 def forecast(recipe: Recipe, checkpoint: Path) -> Iterator[str]:
@@ -37,22 +39,27 @@ def forecast(recipe: Recipe, checkpoint: Path) -> Iterator[str]:
         f"disk     at most {disk_gb:.1f} GB while it runs; "
         f"{shutil.disk_usage(Path.cwd()).free / GB:.0f} GB are free"
     )
-    problems = recipe.problems.train_per_family * max(1, len(recipe.problems.families))
+    asked = recipe.problems
+    sources = len(asked.families) + len(asked.files) + len(asked.datasets)
+    problems = asked.train_per_family * len(asked.families)
     answers = problems * recipe.traces.samples
-    yield f"traces   {answers} answers of the teacher, one checked example each at most"
+    besides = " besides those of files and data sets" if sources > len(asked.families) else ""
+    yield f"traces   {answers} answers of the teacher{besides}, one checked example each at most"
     if not practising:
         return
     graded_s, sampled_s = measured(recipe, checkpoint)
     options = recipe.on_policy
     learnt = options.block_attempts * (0.5 if options.learn_from == "wrong" else 1.0)
     updates = math.ceil((learnt + options.replay) * options.passes / options.batch_lessons)
-    # A forward and a backward pass cost three readings of the same tokens.
-    update_s = 3 * graded_s * options.batch_lessons * weights / max(1.0, teacher_weights(recipe))
+    # A forward and a backward pass of the student cost three readings of the same tokens.
+    teacher = teacher_weights(recipe)
+    update_s = 3 * graded_s * options.batch_lessons * weights / teacher if teacher else 0.0
+    pace = f"about {update_s:.1f} s" if teacher else "an unknown pace, left out"
     block_s = options.block_attempts * sampled_s + learnt * graded_s + updates * update_s
     yield (
         f"practice {options.blocks} blocks of about {block_s:.0f} s "
         f"({options.block_attempts} attempts at {sampled_s:.2f} s, about {learnt:.0f} grades at "
-        f"{graded_s:.2f} s, {updates} updates at about {update_s:.1f} s): "
+        f"{graded_s:.2f} s, {updates} updates at {pace}): "
         f"{options.blocks * block_s / 60:.0f} minutes"
     )
 
@@ -71,7 +78,11 @@ def measured(recipe: Recipe, checkpoint: Path) -> tuple[float, float]:
     ]
     with closing(open_teacher(recipe.teacher.model_copy(update={"slots": 4}))) as teacher:
         started_s = time.monotonic()
-        teacher.grade(requests, recipe.on_policy.top_tokens)
+        try:
+            teacher.grade(requests, recipe.on_policy.top_tokens)
+        except CannotDo:  # recover then: it goes on instead
+            whole = [r.model_copy(update={"begun": "", "sampling": SHORT}) for r in requests]
+            list(teacher.generate(whole))
         graded_s = (time.monotonic() - started_s) / len(requests)
     asked = [
         Request(

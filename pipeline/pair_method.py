@@ -23,7 +23,7 @@ class Choice(NamedTuple):
 def choose_method(teacher: TeacherOptions, options: OnPolicyOptions, checkpoint: Path) -> Choice:
     """The recipe's own method if it can work, else what fits. Raises DataError with the reason.
 
-    Only a server has to be asked whether it grades: one answer of a few tokens.
+    Only a server has to be asked whether it grades: one answer of one token.
     """
     if options.method not in ("auto", "none"):
         _must_work(teacher, options.method, checkpoint)
@@ -52,6 +52,11 @@ def _must_work(teacher: TeacherOptions, method: Method, checkpoint: Path) -> Non
         )
         if fault is not None:
             raise DataError(f"on_policy.method exact cannot work: {fault}", hint="aligned can")
+    if method == "span" and teacher.engine == "http" and not _grades(teacher):
+        raise DataError(
+            "on_policy.method span cannot work: the server gives no prompt_logprobs",
+            hint="recover needs none",
+        )
     if method == "aligned" and teacher.engine == "http":
         raise DataError(
             "on_policy.method aligned cannot work: a server does not list its tokens",

@@ -62,8 +62,7 @@ def load_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> di
             }
             if held:
                 optimizer.state[parameter] = {
-                    key: value.to(parameter.device) if key != "step" else value
-                    for key, value in held.items()
+                    key: value.to(parameter.device) for key, value in held.items()
                 }
     counters: dict[str, Any] = json.loads((newest / "counters.json").read_text(encoding="utf-8"))
     return counters

@@ -124,7 +124,9 @@ class Refiner:
 
     def _attempts(self, problems: Sequence[Problem], block: int) -> list[Attempt]:
         """Those of a block, sampled unless they are known; kept all at once."""
-        if not self._known[block]:
+        wanted = len(problems) * self._options.samples
+        if len(self._known[block]) < wanted:  # a power loss may have left a part of them
+            known = {attempt.key for attempt in self._known[block]}
             with self._timed("sampling", one_heap=True):
                 self.sampler.refresh()
                 self._known[block] = sample_attempts(
@@ -136,7 +138,7 @@ class Refiner:
                     self._context.seed,
                     block,
                 )
-            self.attempts_log.append(self._known[block])
+            self.attempts_log.append([a for a in self._known[block] if a.key not in known])
         return self._known.pop(block)
 
     def _learn(self, lessons: Sequence[Lesson], block: int) -> list[float]:
@@ -251,9 +253,9 @@ class Refiner:
 
     def _take_best(self) -> None:
         """The student of the best look: that of SFT where no later one was better."""
-        best = self._scratch / "best"
-        at_start = best_look(self.looks) == 0 or not best.exists()
-        self.sampler.take(self.sampler.checkpoint if at_start else best)
+        best, index = self._scratch / "best", best_look(self.looks)
+        if index < len(self.looks) - 1:
+            self.sampler.take(best if index > 0 else self.sampler.checkpoint)
 
     @contextmanager
     def _timed(self, phase: str, one_heap: bool = False) -> Iterator[None]:

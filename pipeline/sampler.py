@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.head_loss import has_plain_head
 from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions
 from pipeline.trainable import trainable
 from serve.engines.transformers import TransformersEngine
+from serve.errors import DataError
 from serve.hardware import has_cuda, has_fast_bfloat16
 
 SLOTS, CONTEXT_TOKENS = 128, 1024
@@ -24,6 +26,12 @@ class Sampler:
         self.checkpoint, self._student = checkpoint, student
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         self.model = trainable(checkpoint)
+        if not has_plain_head(self.model):
+            raise DataError(
+                f"student {checkpoint.name}: its logits are more than its hidden states times its "
+                "head's weight, which practice does not know how to train",
+                hint='on_policy.method = "exact" leaves it to TRL',
+            )
         self.model.to("cuda" if has_cuda() else "cpu").train()
         dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
         copy = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)

@@ -59,7 +59,7 @@ class Teaching:
             grades = self._grading.grades(attempts)
         tongues = self._known_tongues(options)
         graded = []
-        for attempt in sorted(attempts, key=lambda a: a.key):
+        for attempt in sorted((a for a in attempts if a.key in grades), key=lambda a: a.key):
             _, runs = text_for_teacher(attempt.completion.text, self._teacher)
             prompt = self._sampler.prompt_ids(attempt.problem.question)
             graded.append(align(attempt, prompt, grades[attempt.key], runs, tongues))

@@ -59,7 +59,7 @@ class Guard:
             raise TrainingDiverged(
                 f"{self._in_a_row} updates in a row skipped: loss {loss_nats:g} nats, "
                 f"gradient norm {norm:g}, so far {self.mean:g}",
-                hint="lower on_policy.learning_rate; the last good state is kept",
+                hint="lower on_policy.learning_rate",
             )
         return False
 

@@ -90,7 +90,8 @@ class Grade(Record):
 
     Row t of `top_ids` and `top_logprobs_nats` holds the likeliest tokens in the place of token t,
     best first; row T those after the last one. `end_nats` is the log probability of ending there;
-    `read_tokens` is what had to be read for it, without what other answers share.
+    `read_tokens` is what had to be read for it, without what other answers share, `text_bytes` what
+    the tokens spell.
     """
 
     scores: TokenScores
@@ -98,3 +99,4 @@ class Grade(Record):
     top_logprobs_nats: tuple[tuple[float, ...], ...]
     end_nats: float
     read_tokens: int
+    text_bytes: int

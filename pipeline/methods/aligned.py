@@ -17,8 +17,6 @@ from pipeline.methods.graded import Graded, Tongues, first_mistake
 from pipeline.methods.span import span_advantages
 from pipeline.on_policy_options import OnPolicyOptions
 
-NEEDS = "distributions"
-
 
 def lessons(
     graded: Sequence[Graded],
@@ -54,8 +52,9 @@ def lesson_of(
         targets.append(_target(place, graded, rows - 1, tongues, options))
     advantages: list[Advantage] = []
     if own_nats is not None:
-        # What is wrong with a mistaken span its first token's target says already.
+        # What is wrong with a mistaken span its first token's target says already, if it has one.
         kept = [span for span in graded.spans[:last] if is_uneven(span)]
+        kept += [span for span in graded.spans[last : last + 1] if not graded.has_word(span)]
         found = span_advantages(graded, kept, own_nats, options)
         targeted = {target.at for target in targets}
         advantages = [a for a in found if a.at not in targeted]

@@ -72,13 +72,15 @@ def align(
 ) -> Graded:
     """Cut both tokenizations where both have a boundary.
 
-    A text that its tokens do not spell (a tokenizer that composes accents) has no cuts.
+    A text that the tokens of a side do not spell (one composes accents, another puts a space
+    before every text) has no cuts.
     """
-    pieces = [tongues.pieces[i] or b"" for i in attempt.completion.ids]
+    known = len(tongues.pieces)  # a head may have rows beyond the vocabulary
+    pieces = [(tongues.pieces[i] or b"") if i < known else b"" for i in attempt.completion.ids]
     student_starts = list(accumulate((len(p) for p in pieces), initial=0))
     length = max((run.teacher + run.length for run in runs), default=0)
     teacher_starts = [*grade.scores.byte_offsets, length]
-    spelt = b"".join(pieces) == attempt.completion.text.encode()
+    spelt = b"".join(pieces) == attempt.completion.text.encode() and grade.text_bytes == length
     found = spans(student_starts, teacher_starts, runs) if spelt else []
     return Graded(
         attempt,

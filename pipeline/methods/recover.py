@@ -18,8 +18,6 @@ from pipeline.tasks.judge import Judge
 from serve.messages import Completion, Message, Request, Sampling
 from serve.reasoning import join_reasoning
 
-NEEDS = "generation"
-
 
 class Prefix(NamedTuple):
     """What the student keeps: its first `tokens` answer tokens, `begun` in the teacher's form."""
@@ -31,7 +29,7 @@ class Prefix(NamedTuple):
 
 
 def prefix_of(graded: Graded, teacher_text: str, options: OnPolicyOptions) -> Prefix | None:
-    """Up to the first mistake; None where the teacher saw none, or it is the first token."""
+    """Up to the first mistake; None where the teacher saw none."""
     mistake = first_mistake(graded, options)
     if mistake is None or not graded.spans:
         return None
@@ -87,7 +85,8 @@ def recovered(
     kept = list(prefix.attempt.completion.ids[: prefix.tokens]) if prefix.tokens >= 0 else []
     spoken = tokenizer.decode(kept, skip_special_tokens=True)
     if prefix.tokens < 0:
-        spoken = target[: target.find(prefix.begun) + len(prefix.begun)]
+        at = target.find(prefix.begun)
+        spoken = target[: at + len(prefix.begun)] if at >= 0 else ""
         kept = tokenizer(spoken, add_special_tokens=False)["input_ids"]
     if not target.startswith(spoken):
         return None  # the student's form differs before the mistake already

@@ -14,8 +14,6 @@ from pipeline.lesson import Advantage, Lesson
 from pipeline.methods.graded import Graded, Tongues, first_mistake
 from pipeline.on_policy_options import OnPolicyOptions
 
-NEEDS = "scores"
-
 
 def lessons(
     graded: Sequence[Graded],

@@ -30,17 +30,18 @@ def grade_of_prompt(reply: dict[str, Any], answer: str, engine: str) -> Grade:
         own = [float(rows[t][str(ids[t])]["logprob"]) for t in range(first, after + 1)]
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"{engine}: prompt_logprobs lack {error}") from error
-    ends = accumulate(len(text.encode()) for text in texts[first:after])
+    ends = list(accumulate(len(text.encode()) for text in texts[first:after]))
     return Grade(
         scores=TokenScores(
             ids=tuple(ids[first:after]),
-            byte_offsets=(0, *list(ends)[:-1]),
+            byte_offsets=(0, *ends[:-1]),
             logprobs_nats=tuple(own[:-1]),
         ),
         top_ids=tuple(tuple(i for i, _ in listed[t]) for t in range(first, after + 1)),
         top_logprobs_nats=tuple(tuple(x for _, x in listed[t]) for t in range(first, after + 1)),
         end_nats=own[-1],
         read_tokens=len(ids),
+        text_bytes=ends[-1],
     )
 
 

@@ -71,4 +71,5 @@ class Grader:
             top_logprobs_nats=tuple(self._top_logprobs),
             end_nats=self._end_nats,
             read_tokens=self._read_tokens,
+            text_bytes=self._ends[-1] if self._ids else 0,
         )

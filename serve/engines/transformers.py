@@ -145,6 +145,7 @@ class TransformersEngine(BlockEngine):
             top_logprobs_nats=tuple(tuple(row) for row in best_TK.values.tolist()),
             end_nats=float(logprobs_TV[-1, list(self.end_ids())].logsumexp(0)),
             read_tokens=read_tokens,
+            text_bytes=ends[-1] if ends else 0,
         )
 
     def _byte_ends(self, ids: Sequence[int]) -> list[int]:

@@ -112,6 +112,7 @@ def graded_of(pieces, teacher_nats, end_nats=-0.1, finish="stop", passed=False):
         top_logprobs_nats=((),) * (len(pieces) + 1),
         end_nats=end_nats,
         read_tokens=1,
+        text_bytes=len(text.encode()),
     )
     tongues = Tongues([p.encode() for p in pieces], 99, None)
     return align(attempt, (7, 8), grade, whole_text(text)[1], tongues), tongues

@@ -71,6 +71,7 @@ def graded(text, teacher_tokens, nats, rows=None, end_nats=-0.1, finish="stop", 
         top_logprobs_nats=tuple(tuple(row.values()) for row in rows),
         end_nats=end_nats,
         read_tokens=len(own),
+        text_bytes=len(plain.encode()),
     )
     attempt = Attempt(
         key="k",
@@ -136,6 +137,7 @@ def test_a_student_token_longer_than_the_teachers_has_no_word_of_its():
         top_logprobs_nats=((-0.1,), (-0.2,), (-0.3,), (-0.1,)),
         end_nats=-0.1,
         read_tokens=3,
+        text_bytes=3,
     )
     one = align(
         attempt.model_copy(update={"completion": completion}), (50,), grade, [Run(0, 0, 3)], tongues

@@ -47,10 +47,14 @@ def inputs(smoke, tmp_path_factory):
     return {"01-problems": folder, "04-sft": smoke.root / "04-sft"}
 
 
-def practise(inputs, out, **changes):
+def practise(inputs, out, pass_at_k_lost=2.0, entropy_left=0.0, **changes):
+    """Four answers to held-out problems say nothing: the watch looks, and never interferes."""
     out.mkdir(exist_ok=True)
     options = OPTIONS.model_copy(update=changes)
-    return on_policy.run((RECIPE.teacher, RECIPE.student, options), inputs, out, CONTEXT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.collapse_watch.PASS_AT_K_LOST", pass_at_k_lost)
+        patch.setattr("pipeline.collapse_watch.ENTROPY_LEFT", entropy_left)
+        return on_policy.run((RECIPE.teacher, RECIPE.student, options), inputs, out, CONTEXT)
 
 
 def hashes(folder):
@@ -147,7 +151,7 @@ def test_what_other_settings_left_unfinished_is_forgotten(inputs, finished, tmp_
 )
 def test_other_ways_learn_from_the_same_attempts(inputs, finished, tmp_path, method, continuations):
     changes = {"method": method, "continuations": continuations}
-    counts = practise(inputs, tmp_path / "out", blocks=1, watch_blocks=0, **changes)
+    counts = practise(inputs, tmp_path / "out", blocks=1, **changes)
     first = [
         a.model_dump() for a in read_records(finished[0] / "attempts.jsonl", Attempt) if not a.block
     ]
@@ -160,7 +164,18 @@ def test_other_ways_learn_from_the_same_attempts(inputs, finished, tmp_path, met
         assert counts["lessons"] > 0
     if continuations:
         assert counts["lessons"] > rows[0]["lessons"]
-    assert json.loads((tmp_path / "out" / "watch.json").read_text()) == []
+
+
+def test_a_collapse_ends_practice_with_the_best_student_seen(inputs, tmp_path):
+    out = tmp_path / "out"
+    counts = practise(inputs, out, pass_at_k_lost=-1.0, entropy_left=1e9, blocks=3)
+    assert counts["blocks"] == 1
+    looks = json.loads((out / "watch.json").read_text())
+    moved = (
+        hashes(out)["model.safetensors"]
+        != hashlib.sha256((inputs["04-sft"] / "model.safetensors").read_bytes()).hexdigest()
+    )
+    assert moved == (looks[1]["pass_at_1"] >= looks[0]["pass_at_1"])
 
 
 def test_too_few_problems_are_said_so(inputs, tmp_path):

@@ -20,8 +20,8 @@ from typing import Any
 from pipeline import report
 from pipeline.all import QUIET, execute, stages
 from pipeline.examine import ON_POLICY, ON_POLICY_STAGE, SFT_STAGE, checkpoint_rung, examine
-from pipeline.ladder import Judged
-from pipeline.ledger import COMPARED, greedy, manifest_of
+from pipeline.ladder import Judged, against, greedy
+from pipeline.ledger import COMPARED, greedy_by_rung, manifest_of
 from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.progress import Progress
@@ -30,7 +30,6 @@ from pipeline.records import Problem
 from pipeline.run import SCRATCH, Context, RunDir, run_stage
 from pipeline.store import read_records, write_file, write_json
 from pipeline.tasks.judge import Judge
-from quant.stats import paired
 from serve.errors import DataError, RetortError
 
 RIVAL = "compare/more-sft"
@@ -111,16 +110,17 @@ def _asked(rival: Path, root: Path, recipe: Recipe, context: Context) -> list[Ju
 
 def _verdict(judged: list[Judged], root: Path) -> dict[str, Any]:
     """The practised student against the rival, paired."""
-    practised = greedy(root / "08-evaluate")[ON_POLICY]
-    rival = {a.item: a.verdict.passed for a in judged if a.verdict.passed is not None}
-    both = sorted(practised.keys() & rival.keys())
-    result = paired([rival[i] for i in both], [practised[i] for i in both])
+    practised = greedy_by_rung(root / "08-evaluate")[ON_POLICY]
+    rival = greedy(judged)
+    both = practised.keys() & rival.keys()
+    difference = against(rival, practised)
+    if difference is None:
+        raise DataError(f"{root}: no evaluation item was judged for both students")
     return {
         "items": len(both),
         "more_sft": sum(rival[i] for i in both) / len(both),
         "on_policy": sum(practised[i] for i in both) / len(both),
-        **result._asdict(),
-        "interval": list(result.interval),
+        **difference,
     }
 
 

@@ -7,9 +7,9 @@ the loss, the same value, from the answers' places alone. Updates that are broke
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch.nn import functional
 from transformers import PrinterCallback, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
-from pipeline.checkpoints import COMPLETE
 from pipeline.exact_attempts import (
     ExactSampler,
     Practice,
@@ -28,14 +27,13 @@ from pipeline.exact_attempts import (
 )
 from pipeline.exact_loss import Side, summed_divergence
 from pipeline.head_loss import Workspace, has_plain_head
-from pipeline.memory import give_back_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.packing import kept_places, packed_hidden_states
 from pipeline.store import write_json
+from pipeline.training_steps import Housekeeping, step_again
 from pipeline.update import GRADIENT_LIMIT, Guard
 from serve.hardware import has_cuda, has_fast_bfloat16
 
-STEPS_BETWEEN_TRIMS = 16
 # The guard's memory, beside the optimizer's in each checkpoint.
 GUARD = "guard.json"
 OnStep = Callable[[int, float], None]
@@ -64,17 +62,14 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
         return inputs
 
     def training_step(self, model: Any, inputs: Any, *rest: Any) -> torch.Tensor:
-        """The first step of a process runs twice and counts once, as in `pipeline/sft_trainer.py`:
-        sampling included."""
-        loss: torch.Tensor = super().training_step(model, inputs, *rest)
-        if not self._warm and self.sampler is not None:
-            self._warm, first = True, loss
-            model.zero_grad()
-            loss = super().training_step(model, inputs, *rest)
-            if not torch.equal(first, loss):
-                logging.getLogger("retort").warning(
-                    "the first step gave %r, repeated %r nats; the second counts", first, loss
-                )
+        """The first step of a process runs twice where we sample (`step_again`), sampling
+        included."""
+        step = partial(super().training_step, model, inputs, *rest)
+        if self._warm or self.sampler is None:
+            loss: torch.Tensor = step()
+        else:
+            self._warm = True
+            loss = step_again(step, model)
         self._loss_nats = float(loss.detach())
         return loss
 
@@ -138,7 +133,7 @@ def _finite(value: float) -> float | None:
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Reports steps, keeps the heap small, completes checkpoints."""
+    """Reports steps, keeps the guard's memory in each checkpoint."""
 
     def __init__(self, guard: Guard, on_step: OnStep) -> None:
         self._guard, self._on_step = guard, on_step
@@ -150,16 +145,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             loss = logs["loss_nats"]
             self._on_step(state.global_step, math.nan if loss is None else loss)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % STEPS_BETWEEN_TRIMS == 0:
-            give_back_memory()
-        if state.global_step >= state.max_steps:
-            control.should_save = False  # what is saved next is the student itself
-
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         write_json(folder / GUARD, self._guard.state())
-        (folder / COMPLETE).touch()
 
 
 def build_trainer(
@@ -181,6 +169,7 @@ def build_trainer(
         processing_class=tokenizer,
     )
     trainer.add_callback(Watch(trainer.guard, on_step))
+    trainer.add_callback(Housekeeping())
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -36,11 +36,12 @@ def ladder_rows(
     by_rung: defaultdict[str, list[Judged]] = defaultdict(list)
     for answer in judged:
         by_rung[answer.rung].append(answer)
-    base = _greedy(by_rung.get(BASE, []))
+    base = greedy(by_rung.get(BASE, []))
     return [_row(name, size, by_rung[name], base, k) for name, size in rungs]
 
 
-def _greedy(answers: Sequence[Judged]) -> dict[str, bool]:
+def greedy(answers: Sequence[Judged]) -> dict[str, bool]:
+    """Item -> right or wrong, of greedy answers that could be judged."""
     return {
         a.item: a.verdict.passed for a in answers if a.sample == 0 and a.verdict.passed is not None
     }
@@ -49,24 +50,24 @@ def _greedy(answers: Sequence[Judged]) -> dict[str, bool]:
 def _row(
     name: str, size: int | None, answers: Sequence[Judged], base: dict[str, bool], k: int
 ) -> dict[str, Any]:
-    greedy = [a for a in answers if a.sample == 0]
-    scored = [a for a in greedy if a.verdict.passed is not None]
+    singles = [a for a in answers if a.sample == 0]
+    scored = [a for a in singles if a.verdict.passed is not None]
     right = sum(bool(a.verdict.passed) for a in scored)
     return {
         "name": name,
         "size_bytes": size,
         "items": len(scored),
-        "unscored": len(greedy) - len(scored),
+        "unscored": len(singles) - len(scored),
         "accuracy": right / len(scored) if scored else None,
         "interval": list(wilson(right, len(scored))),
         "families": _families(scored),
-        "against_base": None if name == BASE else _against(base, _greedy(answers)),
+        "against_base": None if name == BASE else against(base, greedy(answers)),
         "pass_at": _pass_at(answers, k),
-        "format_failures": sum(a.verdict.reason == "no_answer" for a in greedy),
-        "truncated": sum(a.completion.finish == "length" for a in greedy),
-        "unclosed_reasoning": sum(not split_reasoning(a.completion.text).closed for a in greedy),
-        "loops": sum(is_loop(a.completion.text) for a in greedy),
-        "mean_tokens": mean(a.completion.completion_tokens for a in greedy) if greedy else 0.0,
+        "format_failures": sum(a.verdict.reason == "no_answer" for a in singles),
+        "truncated": sum(a.completion.finish == "length" for a in singles),
+        "unclosed_reasoning": sum(not split_reasoning(a.completion.text).closed for a in singles),
+        "loops": sum(is_loop(a.completion.text) for a in singles),
+        "mean_tokens": mean(a.completion.completion_tokens for a in singles) if singles else 0.0,
     }
 
 
@@ -84,7 +85,8 @@ def _families(scored: Sequence[Judged]) -> dict[str, Any]:
     return table
 
 
-def _against(base: dict[str, bool], rung: dict[str, bool]) -> dict[str, Any] | None:
+def against(base: dict[str, bool], rung: dict[str, bool]) -> dict[str, Any] | None:
+    """The paired difference of two rungs on the items both have; None without any."""
     both = sorted(base.keys() & rung.keys())
     if not both:
         return None

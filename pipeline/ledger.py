@@ -8,17 +8,16 @@ input embedding that is only looked up does not count.
 from __future__ import annotations
 
 import json
-import math
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.examine import ON_POLICY, ON_POLICY_STAGE, SFT, SFT_STAGE
-from pipeline.ladder import BASE, Judged
+from pipeline.ladder import BASE, Judged, against, greedy
 from pipeline.recipe import Recipe
 from pipeline.store import read_records
-from quant.stats import paired
-from serve.models import resolve_model
+from pipeline.weights import multiplied_weights, teacher_weights
 
 FORWARD, TRAINING = 2, 6
 MILLION_BILLIONS = 1e15
@@ -30,7 +29,7 @@ def ledger(recipe: Recipe, inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
     manifests = {name: manifest_of(folder) for name, folder in inputs.items()}
     student = multiplied_weights(inputs[SFT_STAGE])
     teacher = teacher_weights(recipe)
-    passed = greedy(inputs["08-evaluate"])
+    passed = greedy_by_rung(inputs["08-evaluate"])
     traces, sft = manifests["02-traces"], manifests[SFT_STAGE]
     rows = [
         _row(
@@ -104,50 +103,16 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def greedy(evaluated: Path) -> dict[str, dict[str, bool]]:
+def greedy_by_rung(evaluated: Path) -> dict[str, dict[str, bool]]:
     """Rung -> item -> right or wrong, of greedy answers that could be judged."""
-    table: dict[str, dict[str, bool]] = {}
+    by_rung: defaultdict[str, list[Judged]] = defaultdict(list)
     for answer in read_records(evaluated / "answers.jsonl", Judged):
-        if answer.sample == 0 and answer.verdict.passed is not None:
-            table.setdefault(answer.rung, {})[answer.item] = answer.verdict.passed
-    return table
+        by_rung[answer.rung].append(answer)
+    return {rung: greedy(answers) for rung, answers in by_rung.items()}
 
 
 def _gained(
-    passed: Mapping[str, Mapping[str, bool]], before: str, after: str
+    passed: Mapping[str, dict[str, bool]], before: str, after: str
 ) -> dict[str, Any] | None:
     """The paired difference of two rungs."""
-    first, second = passed.get(before, {}), passed.get(after, {})
-    both = sorted(first.keys() & second.keys())
-    if not both:
-        return None
-    result = paired([first[i] for i in both], [second[i] for i in both])
-    return {**result._asdict(), "interval": list(result.interval)}
-
-
-def multiplied_weights(checkpoint: Path) -> int:
-    """Weights of a checkpoint that every token is multiplied with."""
-    from safetensors import safe_open
-
-    total, embedding, head = 0, 0, False
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 not a dictionary
-                size = math.prod(file.get_slice(name).get_shape())
-                total += size
-                if name.endswith("embed_tokens.weight"):
-                    embedding = size
-                head = head or name.endswith("lm_head.weight")
-    return total - embedding if head else total
-
-
-def teacher_weights(recipe: Recipe) -> int:
-    """Of a local teacher; 0 where a server does not say."""
-    if recipe.teacher.engine == "http":
-        return 0
-    path = resolve_model(recipe.teacher.model, recipe.teacher.sha256)
-    if path.is_dir():
-        return multiplied_weights(path)
-    from quant.inspect import inspect_gguf
-
-    return inspect_gguf(path).weights
+    return against(passed.get(before, {}), passed.get(after, {}))

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.attempts import in_practice_order
 from pipeline.memory import keep_freed_memory
 from pipeline.on_policy_options import OnPolicyOptions
-from pipeline.pair_method import resolve_method
+from pipeline.pair_method import choose_method
 from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions, TeacherOptions
 from pipeline.records import Example, Problem, content_key
@@ -57,7 +57,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
             hint="raise problems.practice_per_family",
         )
     checkpoint = inputs["04-sft"]
-    method = resolve_method(teacher, options, checkpoint)
+    method = choose_method(teacher, options, checkpoint).method
     chosen = options.resolved(method)
     _same_or_fresh(out / SCRATCH, config, inputs, context.seed)
     shutil.copyfile(checkpoint / "examples.jsonl", out / "examples.jsonl")

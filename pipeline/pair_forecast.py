@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from pipeline.prompts import student_messages, teacher_messages
 from pipeline.recipe import Recipe
 from pipeline.teacher import open_teacher
+from pipeline.weights import parameters_of, teacher_weights
 from serve.errors import CannotDo
 from serve.messages import Request, Sampling
 from serve.models import folder_bytes, resolve_model
@@ -52,7 +54,7 @@ def forecast(recipe: Recipe, checkpoint: Path) -> Iterator[str]:
     learnt = options.block_attempts * (0.5 if options.learn_from == "wrong" else 1.0)
     updates = math.ceil((learnt + options.replay) * options.passes / options.batch_lessons)
     # A forward and a backward pass of the student cost three readings of the same tokens.
-    teacher = teacher_weights(recipe)
+    teacher = teacher_weights(recipe, of=parameters_of)
     update_s = 3 * graded_s * options.batch_lessons * weights / teacher if teacher else 0.0
     pace = f"about {update_s:.1f} s" if teacher else "an unknown pace, left out"
     block_s = options.block_attempts * sampled_s + learnt * graded_s + updates * update_s
@@ -98,30 +100,6 @@ def measured(recipe: Recipe, checkpoint: Path) -> tuple[float, float]:
         return graded_s, (time.monotonic() - started_s) / done
 
 
-def parameters_of(checkpoint: Path) -> int:
-    """Weights of a safetensors checkpoint, tied ones once."""
-    from safetensors import safe_open
-
-    total = 0
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        with safe_open(path, framework="np") as file:
-            names = list(file.keys())
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-    return total
-
-
-def teacher_weights(recipe: Recipe) -> float:
-    """Weights of the teacher; 0 for one behind a server."""
-    if recipe.teacher.engine == "http":
-        return 0.0
-    path = resolve_model(recipe.teacher.model, recipe.teacher.sha256)
-    if path.is_dir():
-        return float(parameters_of(path))
-    from quant.inspect import inspect_gguf
-
-    return float(inspect_gguf(path).weights)
-
-
 def _teacher_bytes(recipe: Recipe) -> int:
     if recipe.teacher.engine == "http":
         return 0
@@ -130,6 +108,4 @@ def _teacher_bytes(recipe: Recipe) -> int:
 
 
 def _memory_bytes() -> int:
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

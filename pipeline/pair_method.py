@@ -39,10 +39,6 @@ def choose_method(teacher: TeacherOptions, options: OnPolicyOptions, checkpoint:
     return Choice("recover", "the server only generates")
 
 
-def resolve_method(teacher: TeacherOptions, options: OnPolicyOptions, checkpoint: Path) -> Method:
-    return choose_method(teacher, options, checkpoint).method
-
-
 def _must_work(teacher: TeacherOptions, method: Method, checkpoint: Path) -> None:
     if method == "exact":
         fault = (

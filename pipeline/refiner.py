@@ -78,10 +78,11 @@ class Refiner:
         self.looks: list[Look] = []
         self.trained_tokens = 0
         self.took_s: defaultdict[str, float] = defaultdict(float)
-        self.attempts_log = AppendLog(scratch / "attempts.jsonl")
+        self._attempts_path = scratch / "attempts.jsonl"
         self._known: defaultdict[int, list[Attempt]] = defaultdict(list)
-        for attempt in read_records(self.attempts_log.path, Attempt):
-            self._known[attempt.block].append(attempt)
+        with AppendLog(self._attempts_path):  # trims what a kill tore
+            for attempt in read_records(self._attempts_path, Attempt):
+                self._known[attempt.block].append(attempt)
 
     def run(self, practice: Sequence[Problem], held_out: Sequence[Problem]) -> list[Row]:
         """All blocks that are not done. Raises TrainingDiverged, EngineError, DiskError."""
@@ -138,7 +139,8 @@ class Refiner:
                     self._context.seed,
                     block,
                 )
-            self.attempts_log.append([a for a in self._known[block] if a.key not in known])
+            with AppendLog(self._attempts_path) as log:
+                log.append([a for a in self._known[block] if a.key not in known])
         return self._known.pop(block)
 
     def _learn(self, lessons: Sequence[Lesson], block: int) -> list[float]:

@@ -7,9 +7,9 @@ fewer rows.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,15 @@ from torch.nn import functional
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from pipeline.checkpoints import COMPLETE
 from pipeline.head_loss import Workspace, has_plain_head, summed_loss
-from pipeline.memory import give_back_memory
 from pipeline.packing import kept_places, packed_hidden_states
 from pipeline.recipe import SftOptions
 from pipeline.records import Example
 from pipeline.trainable import trainable
+from pipeline.training_steps import Housekeeping, step_again
 from serve.errors import TrainingDiverged
 from serve.hardware import has_cuda, has_fast_bfloat16
 
-# Buffers of many sizes leave holes in the heap: it grows with every step unless given back.
-STEPS_BETWEEN_TRIMS = 16
 OnStep = Callable[[int, float], None]
 
 
@@ -44,21 +41,12 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         self._workspace = Workspace()
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
-        """The first step of a process runs twice and counts once.
-
-        Once in fifty processes the very first products came out differently in the third digit,
-        and a resumed run then ended with other weights (docs/notes.md).
-        """
-        loss: torch.Tensor = super().training_step(model, inputs, *rest)
-        if not self._warm and not has_cuda():
-            self._warm, first = True, loss
-            model.zero_grad()
-            loss = super().training_step(model, inputs, *rest)
-            if not torch.equal(first, loss):
-                logging.getLogger("retort").warning(
-                    "the first step gave %r, repeated %r nats; the second counts", first, loss
-                )
-        return loss
+        """The first step of a process runs twice on a CPU (`step_again`)."""
+        step = partial(super().training_step, model, inputs, *rest)
+        if self._warm or has_cuda():
+            return step()  # type: ignore[no-any-return]
+        self._warm = True
+        return step_again(step, model)
 
     def compute_loss(
         self,
@@ -88,7 +76,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Records every step's loss, stops at the first one that is not finite, marks checkpoints."""
+    """Records every step's loss, stops at the first one that is not finite."""
 
     def __init__(self) -> None:
         self.on_step: OnStep = lambda step, loss: None
@@ -105,16 +93,6 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
                 hint="lower sft.learning_rate",
             )
         self.on_step(state.global_step, loss)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % STEPS_BETWEEN_TRIMS == 0:
-            give_back_memory()
-        if state.global_step >= state.max_steps:
-            control.should_save = False  # what is saved next is the student itself
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / COMPLETE).touch()
 
 
 class Training:
@@ -169,7 +147,7 @@ def build_trainer(
         args=sft_config(options, scratch, seed),
         train_dataset=as_dataset(examples),
         processing_class=tokenizer,
-        callbacks=[watch],
+        callbacks=[watch, Housekeeping()],
         peft_config=_lora(options) if options.method == "lora" else None,
     )
     trainer.remove_callback(PrinterCallback)

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -73,8 +73,6 @@ class LlamaCppEngine:
         self._template = self.model.chat_template()
         self._prefix_ids: tuple[int, ...] | None = None
         self._prompt_read: tuple[Prompt, LogitsTV] | None = None
-        everything = range(self.model.vocabulary_size)
-        self._end_ids = tuple(token for token in everything if self.model.ends(token))
         self._prompts = Prompts(self.prompt_ids)
         self._lock = threading.Lock()
         self._piece = cache(self.model.piece)
@@ -87,6 +85,11 @@ class LlamaCppEngine:
 
     def end_ids(self) -> tuple[int, ...]:
         return self._end_ids
+
+    @cached_property
+    def _end_ids(self) -> tuple[int, ...]:
+        """A call a token of the vocabulary: not for those who only chat."""
+        return tuple(t for t in range(self.model.vocabulary_size) if self.model.ends(t))
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
         with self._lock:

@@ -21,7 +21,6 @@ from serve.engines.attention import GROUPED
 from serve.engines.base import LogitsTV
 from serve.engines.blocks import BlockEngine
 from serve.engines.decoding import Block
-from serve.engines.scoring import scores_of
 from serve.engines.stepping import Rows
 from serve.engines.stopping import token_ids
 from serve.engines.token_bytes import token_bytes
@@ -91,13 +90,6 @@ class TransformersEngine(BlockEngine):
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
-
-    def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
-        prompt = self.prompt_ids(messages)
-        ids = self._encode(completion)
-        return scores_of(
-            ids, self._byte_ends(ids), self.logits([*prompt, *ids])[len(prompt) - 1 : -1]
-        )
 
     def grade(self, requests: Sequence[Request], top: int) -> list[Grade]:
         grades: list[Grade] = []

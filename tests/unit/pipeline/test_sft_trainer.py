@@ -128,7 +128,7 @@ def test_the_heap_is_given_back_every_sixteen_steps(student, tmp_path, monkeypat
     steps = []
     training = build(student, tmp_path, OPTIONS.model_copy(update={"epochs": 12}))
     monkeypatch.setattr(
-        "pipeline.sft_trainer.give_back_memory",
+        "pipeline.training_steps.give_back_memory",
         lambda: steps.append(training.trainer.state.global_step),
     )
     training.run(None)

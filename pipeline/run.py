@@ -1,8 +1,8 @@
 """A run directory: its lock, its log, and the proof that a stage is done.
 
 A stage is done when its manifest is there, carries the fingerprint the stage would have now, and
-every
-file it lists has the sha256 it lists. Manifests are written last. `scratch/` folders are not proof.
+every file it lists has the sha256 it lists. Manifests are written last. `scratch/` folders are no
+proof.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pydantic import BaseModel, Field, ValidationError
 from pipeline.memory import give_back_memory
 from pipeline.progress import Progress
 from pipeline.records import content_key
+from pipeline.stopwatch import Stopwatch
 from pipeline.store import write_json
-from serve.energy import EnergyMeter
 from serve.errors import BusyRun, DiskError, RetortError
 from serve.hardware import device_name
 from serve.messages import Record
@@ -38,7 +38,10 @@ Counts = Mapping[str, Any]
 
 
 class Manifest(Record):
-    """Proof that a stage finished. Time, device and energy are for people, in no fingerprint."""
+    """Proof that a stage finished. Time, device and energy are for people, in no fingerprint.
+
+    Both count what killed processes spent on the stage (`pipeline/stopwatch.py`).
+    """
 
     stage: str
     fingerprint: str
@@ -193,28 +196,30 @@ class RunDir:
 def run_stage(run: RunDir, stage: Stage, fingerprint: str, context: Context) -> Manifest:
     """Do one stage and write its manifest last. The caller has seen that it is not proven done."""
     out = run.folder(stage)
-    started_s, meter = time.monotonic(), EnergyMeter()
     log.info("%s starts, fingerprint %s", stage.name, fingerprint[:12])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        run.manifest_path(stage).unlink(missing_ok=True)
-        inputs = {name: run.root / name for name in stage.needs}
-        counts = stage.module.run(stage.config, inputs, out, context)
-        give_back_memory()
+    with Stopwatch(run.root / "logs" / f"{stage.name}.spent.json", fingerprint) as watch:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            run.manifest_path(stage).unlink(missing_ok=True)
+            inputs = {name: run.root / name for name in stage.needs}
+            counts = stage.module.run(stage.config, inputs, out, context)
+            give_back_memory()
+            files = {str(p.relative_to(out)): file_sha256(p) for p in run.output_files(stage)}
+        except RetortError:
+            raise
+        except Exception as error:
+            raise _as_disk_error(error, out) or error from error
+        spent = watch.spent()
         manifest = Manifest(
             stage=stage.name,
             fingerprint=fingerprint,
-            files={str(p.relative_to(out)): file_sha256(p) for p in run.output_files(stage)},
+            files=files,
             counts=dict(counts),
-            took_s=round(time.monotonic() - started_s, 3),
+            took_s=round(spent.took_s, 3),
             device=device_name(),
-            energy_j=meter.used_j(),
+            energy_j=spent.energy_j,
         )
-    except RetortError:
-        raise
-    except Exception as error:
-        raise _as_disk_error(error, out) or error from error
-    write_json(run.manifest_path(stage), manifest.model_dump(mode="json"))
+        write_json(run.manifest_path(stage), manifest.model_dump(mode="json"))
     log.info("%s done in %.1f s: %s", stage.name, manifest.took_s, manifest.counts)
     return manifest
 

@@ -18,22 +18,26 @@ class EnergyMeter:
     """Started when made. `used_j` is None where nothing reports energy."""
 
     def __init__(self) -> None:
-        self._started_s = time.monotonic()
-        self._zones = _zones()
-        self._watts = _gpu_watts()
+        self._zones, self._watts = _zones(), _gpu_watts()
+        self._read_s = time.monotonic()
+        self._processor_j: float | None = None
+        self._gpu_j: float | None = None
 
     def used_j(self) -> float | None:
-        """Processor packages by their counters; GPUs by mean power at both ends, a rough figure."""
-        now = _zones()
-        both = self._zones.keys() & now.keys()
-        # A counter that ran over its range says nothing.
-        used = [now[name] - self._zones[name] for name in both]
-        processor = sum(u for u in used if u >= 0) / 1e6 if used else None
-        watts = _gpu_watts()
-        if self._watts is None or watts is None:
-            return processor
-        gpu = (self._watts + watts) / 2 * (time.monotonic() - self._started_s)
-        return gpu + (processor or 0.0)
+        """Processor packages by their counters; GPUs by the mean power between two readings, so
+        that frequent readings make it exact."""
+        zones, watts, now_s = _zones(), _gpu_watts(), time.monotonic()
+        both = self._zones.keys() & zones.keys()
+        if both:
+            # A counter that ran over its range says nothing.
+            used = (max(0, zones[name] - self._zones[name]) for name in both)
+            self._processor_j = (self._processor_j or 0.0) + sum(used) / 1e6
+        if self._watts is not None and watts is not None:
+            mean_w = (self._watts + watts) / 2
+            self._gpu_j = (self._gpu_j or 0.0) + mean_w * (now_s - self._read_s)
+        self._zones, self._watts, self._read_s = zones, watts, now_s
+        known = [j for j in (self._processor_j, self._gpu_j) if j is not None]
+        return sum(known) if known else None
 
 
 def _zones() -> dict[str, int]:

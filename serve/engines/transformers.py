@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate
-from os.path import commonprefix
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from serve.engines.attention import GROUPED
 from serve.engines.base import LogitsTV
 from serve.engines.blocks import BlockEngine
 from serve.engines.decoding import Block
+from serve.engines.prefixes import Prompts
+from serve.engines.shared_prefix import SharedPrefix
 from serve.engines.stepping import Rows
 from serve.engines.stopping import token_ids
 from serve.engines.token_bytes import token_bytes
@@ -30,6 +31,8 @@ from serve.messages import Grade, Message, Request, TokenScores
 
 # Logits of that many answers exist at a time.
 GRADED_TOGETHER = 8
+# The ids a prompt adds to what is shared, and those of its begun answer.
+Begun = tuple[tuple[int, ...], list[int]]
 
 
 def load(
@@ -55,6 +58,7 @@ class TransformersEngine(BlockEngine):
         self, model: Any, tokenizer: Any, name: str, slots: int, context_tokens: int
     ) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
+        self._prefix, self._prompts = SharedPrefix(model), Prompts(self.prompt_ids)
         if not has_cuda() and model._supports_attention_backend:
             model.set_attn_implementation(GROUPED)
         self._pad = self.tokenizer.pad_token_id
@@ -92,50 +96,61 @@ class TransformersEngine(BlockEngine):
         return text
 
     def grade(self, requests: Sequence[Request], top: int) -> list[Grade]:
+        cut = [self._prompts.cut(r.messages, r.opening) for r in requests]
         grades: list[Grade] = []
-        for start in range(0, len(requests), GRADED_TOGETHER):
-            grades += self._grade_together(requests[start : start + GRADED_TOGETHER], top)
+        for shared, together in groupby(zip(cut, requests, strict=True), lambda p: p[0].shared):
+            pairs = list(together)
+            for start in range(0, len(pairs), GRADED_TOGETHER):
+                part = pairs[start : start + GRADED_TOGETHER]
+                rows = [(prompt.own, self._encode(r.begun)) for prompt, r in part]
+                grades += self._grade_together(shared, rows, top)
         return grades
 
     @torch.inference_mode()
-    def _grade_together(self, requests: Sequence[Request], top: int) -> list[Grade]:
-        """What all prompts begin with is read once, and its cache shared by the rows."""
-        prompts = [self.prompt_ids(r.messages) for r in requests]
-        answers = [self._encode(r.begun) for r in requests]
-        shared = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)  # noqa: RUF071
-        cache = DynamicCache(config=self.model.config)
-        if shared:
-            self.model(self._row([prompts[0][:shared]]), past_key_values=cache, logits_to_keep=1)
-            cache.batch_repeat_interleave(len(requests))
-        rows = [[*p, *a][shared:] for p, a in zip(prompts, answers, strict=True)]
-        width = max(map(len, rows))
+    def _grade_together(
+        self,
+        shared: tuple[int, ...],
+        answers: Sequence[Begun],
+        top: int,
+    ) -> list[Grade]:
+        """Answers to prompts that all begin with `shared`, which is read once for many calls."""
+        rows = [[*own, *ids] for own, ids in answers]
+        width, first = max(map(len, rows)), min(len(own) for own, _ in answers) - 1
         ids_BT = self._row([row + [self._pad] * (width - len(row)) for row in rows])
-        lengths_B1 = self._row([[shared + len(row)] for row in rows])
-        mask_BT = torch.arange(shared + width, device=ids_BT.device) < lengths_B1
-        logits_BTV = self.model(ids_BT, attention_mask=mask_BT.long(), past_key_values=cache).logits
-        firsts = [len(prompt) - shared - 1 for prompt in prompts]
+        lengths_B1 = self._row([[len(shared) + len(row)] for row in rows])
+        mask_BT = torch.arange(len(shared) + width, device=ids_BT.device) < lengths_B1
+        logits_BTV = self.model(
+            ids_BT,
+            attention_mask=mask_BT.long(),
+            past_key_values=self._prefix.copies(shared, len(rows)),
+            logits_to_keep=torch.arange(first, width, device=ids_BT.device),
+        ).logits
+        starts = [len(own) - 1 - first for own, _ in answers]
         return [
-            self._grade_of(ids, logits_TV[first : first + len(ids) + 1].float(), top, len(row))
-            for ids, row, first, logits_TV in zip(answers, rows, firsts, logits_BTV, strict=True)
+            self._grade_of(ids, logits_TV[start : start + len(ids) + 1].float(), top, len(row))
+            for (_, ids), row, start, logits_TV in zip(
+                answers, rows, starts, logits_BTV, strict=True
+            )
         ]
 
     def _grade_of(
         self, ids: list[int], logits_TV: torch.Tensor, top: int, read_tokens: int
     ) -> Grade:
         """`logits_TV`: before each of the answer's ids, and after the last one."""
-        logprobs_TV = logits_TV.log_softmax(dim=-1)
-        best_TK = logprobs_TV.topk(min(top, logprobs_TV.shape[1]))
-        places = self._row(ids).long()[:, None]
+        normalizer_T1 = logits_TV.logsumexp(dim=-1, keepdim=True)
+        best_TK = logits_TV.topk(min(top, logits_TV.shape[1]))
+        nats_T1 = logits_TV[:-1].gather(1, self._row(ids)[:, None]) - normalizer_T1[:-1]
+        end_V = logits_TV[-1] - normalizer_T1[-1]
         ends = self._byte_ends(ids)
         return Grade(
             scores=TokenScores(
                 ids=tuple(ids),
                 byte_offsets=(0, *ends[:-1]) if ids else (),
-                logprobs_nats=tuple(logprobs_TV[:-1].gather(1, places)[:, 0].tolist()),
+                logprobs_nats=tuple(nats_T1[:, 0].tolist()),
             ),
             top_ids=tuple(tuple(row) for row in best_TK.indices.tolist()),
-            top_logprobs_nats=tuple(tuple(row) for row in best_TK.values.tolist()),
-            end_nats=float(logprobs_TV[-1, list(self.end_ids())].logsumexp(0)),
+            top_logprobs_nats=tuple(map(tuple, (best_TK.values - normalizer_T1).tolist())),
+            end_nats=float(end_V[list(self.end_ids())].logsumexp(0)),
             read_tokens=read_tokens,
             text_bytes=ends[-1] if ends else 0,
         )

@@ -245,7 +245,16 @@ def measure_ours(run: Path, options: OnPolicyOptions, scratch: Path) -> str:
     with Judge() as judge, Grading(recipe.teacher, options, scratch) as grading:
         context = Context(SEED, Progress(), logging.getLogger("benchmark"))
         refiner = Refiner(
-            sampler, grading, judge, recipe.teacher, recipe.student, options, [], scratch, context
+            sampler,
+            grading,
+            judge,
+            recipe.teacher,
+            recipe.student,
+            options,
+            [],
+            [],
+            scratch,
+            context,
         )
         for block in range(options.blocks):
             started_s = time.monotonic()

@@ -143,18 +143,19 @@ def _graded(
     replay = replayed(list(read_records(checkpoint / "examples.jsonl", Example)), sampler.tokenizer)
     with Judge() as judge, Grading(teacher, options, scratch) as grading:
         refiner = Refiner(
-            sampler, grading, judge, teacher, student, options, replay, scratch, context
+            sampler, grading, judge, teacher, student, options, replay, held_out, scratch, context
         )
-        rows = refiner.run(practice, held_out)
+        rows = refiner.run(practice)
         graded_tokens = grading.tokens
     sampler.save(out)
     write_file(out / "attempts.jsonl", (scratch / "attempts.jsonl").read_bytes())
     _write_rows(out / "blocks.jsonl", rows)
-    write_json(out / "watch.json", refiner.looks)
+    write_json(out / "watch.json", refiner.watching.looks)
     return {
         "blocks": len(rows),
         "attempts": sum(row["attempts"] for row in rows),
         "attempt_tokens": sum(row["attempt_tokens"] for row in rows),
+        "unspelt": sum(row["unspelt"] for row in rows),
         "lessons": sum(row["lessons"] for row in rows),
         "updates": sum(row["updates"] for row in rows),
         "skipped_updates": rows[-1]["skipped_updates"],

@@ -6,7 +6,6 @@ from the newest state, and end with the same weights.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
@@ -24,14 +23,6 @@ from pipeline.attempts import (
     sample_attempts,
     seed_of,
 )
-from pipeline.collapse_watch import (
-    Look,
-    advice,
-    best_look,
-    look_at,
-    mean_entropy_nats,
-    shifted_beta,
-)
 from pipeline.grading import Grading
 from pipeline.head_loss import Workspace
 from pipeline.lesson import Batch, Lesson, batch_of
@@ -42,10 +33,11 @@ from pipeline.recipe import StudentOptions, TeacherOptions
 from pipeline.records import Problem
 from pipeline.run import Context
 from pipeline.sampler import Sampler
-from pipeline.store import AppendLog, read_records, write_file
+from pipeline.store import AppendLog, read_records
 from pipeline.tasks.judge import Judge
 from pipeline.teaching import Teaching
 from pipeline.update import Guard, backward, update
+from pipeline.watching import Watching
 
 Row = dict[str, Any]
 Say = Callable[[int, str], None]
@@ -63,6 +55,7 @@ class Refiner:
         student: StudentOptions,
         options: OnPolicyOptions,
         replay: Sequence[Lesson],
+        held_out: Sequence[Problem],
         scratch: Path,
         context: Context,
     ) -> None:
@@ -72,10 +65,9 @@ class Refiner:
             sampler.model.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True
         )
         self._guard, self._workspace, self._warm = Guard(), Workspace(), False
-        self._teaching = Teaching(sampler, grading, judge, teacher, context.seed, self._timed)
-        self._beta, self._shifted = options.divergence_beta, False
+        self._teaching = Teaching(sampler, grading, judge, teacher, context, self._timed)
+        self.watching = Watching(sampler, judge, student, options, held_out, scratch, self._timed)
         self.rows: list[Row] = []
-        self.looks: list[Look] = []
         self.trained_tokens = 0
         self.took_s: defaultdict[str, float] = defaultdict(float)
         self._attempts_path = scratch / "attempts.jsonl"
@@ -84,17 +76,18 @@ class Refiner:
             for attempt in read_records(self._attempts_path, Attempt):
                 self._known[attempt.block].append(attempt)
 
-    def run(self, practice: Sequence[Problem], held_out: Sequence[Problem]) -> list[Row]:
+    def run(self, practice: Sequence[Problem]) -> list[Row]:
         """All blocks that are not done. Raises TrainingDiverged, EngineError, DiskError."""
         options, start = self._options, self._restore()
         with self._context.progress.bar("practice", 3 * options.blocks) as bar:
             bar.advance(3 * start)
-            if not self.looks:
-                self._look(held_out, 0)
+            if not self.watching.looks:
+                self.watching.look(0)
             for block in range(start, options.blocks):
                 self.step(problems_of_block(practice, options, block), block, bar.advance)
-                if self._ends_early(block, held_out):
+                if self.watching.ends_practice(block + 1):
                     break
+                self._save_if_due(block + 1)
         return self.rows
 
     def step(self, problems: Sequence[Problem], block: int, say: Say = lambda *_: None) -> Row:
@@ -102,7 +95,7 @@ class Refiner:
         attempts = self._attempts(problems, block)
         passed = sum(bool(a.verdict.passed) for a in attempts)
         say(1, f"{passed} of {len(attempts)} right")
-        options = self._options.model_copy(update={"beta": self._beta})
+        options = self._options.model_copy(update={"beta": self.watching.beta})
         lessons = self._teaching.lessons(attempts, options)
         say(1, f"{len(lessons)} lessons")
         losses = self._learn(lessons, block)
@@ -115,8 +108,8 @@ class Refiner:
         counters = load_state(self._scratch, self.sampler.model, self._optimizer)
         if counters is None:
             return 0
-        self.rows, self.looks = counters["rows"], counters["looks"]
-        self._beta, self._shifted = counters["beta"], counters["shifted"]
+        self.rows = counters["rows"]
+        self.watching.restore(counters["watching"])
         self._guard.restore(counters["guard"])
         self.trained_tokens = counters["trained_tokens"]
         self.took_s.update(counters["took_s"])
@@ -189,75 +182,29 @@ class Refiner:
             "attempts": len(attempts),
             "right": sum(bool(a.verdict.passed) for a in attempts),
             "attempt_tokens": sum(a.completion.completion_tokens for a in attempts),
+            "unspelt": self._teaching.unspelt,
             "lessons": len(lessons),
             "places": sum(lesson.places for lesson in lessons),
             "updates": len(losses),
             "skipped_updates": self._guard.skipped,
             # JSON knows no NaN; such an update was skipped.
             "losses_nats": [round(x, 6) if math.isfinite(x) else None for x in losses],
-            "beta": self._beta,
+            "beta": self.watching.beta,
         }
 
-    def _ends_early(self, block: int, held_out: Sequence[Problem]) -> bool:
-        """Look, heed the rule, and write a state where one is due."""
-        options, done = self._options, block + 1
-        advised = "go on"
-        if options.watch_blocks and (done % options.watch_blocks == 0 or done == options.blocks):
-            self._look(held_out, done)
-            advised = advice(self.looks, self._beta, self._shifted)
-        if advised == "shift":
-            self._context.log.warning("entropy and pass@k fall: beta %g is halved", self._beta)
-            self._beta, self._shifted = shifted_beta(self._beta), True
-        if advised == "stop":
-            self._context.log.warning("entropy and pass@k fall: practice ends")
-            self._take_best()
-            return True
-        if done % options.checkpoint_blocks == 0 and done < options.blocks:
-            save_state(self._scratch, done, self.sampler.model, self._optimizer, self._counters())
-        return False
+    def _save_if_due(self, done: int) -> None:
+        if done % self._options.checkpoint_blocks == 0 and done < self._options.blocks:
+            model = self.sampler.model
+            save_state(self._scratch, done, model, self._optimizer, self._counters())
 
     def _counters(self) -> dict[str, Any]:
         return {
             "rows": self.rows,
-            "looks": self.looks,
+            "watching": self.watching.state(),
             "guard": self._guard.state(),
-            "beta": self._beta,
-            "shifted": self._shifted,
             "trained_tokens": self.trained_tokens,
             "took_s": dict(self.took_s),
         }
-
-    def _look(self, held_out: Sequence[Problem], done: int) -> None:
-        if not self._options.watch_blocks or not held_out:
-            return
-        path = self._scratch / f"look-{done:06d}.json"
-        if path.exists():
-            look: Look = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            with self._timed("watch", one_heap=True):
-                look = self._fresh_look(held_out) | {"blocks": float(done)}
-            write_file(path, json.dumps(look))
-        self.looks.append(look)
-        unfinished = 0 < done < self._options.blocks
-        if unfinished and best_look(self.looks) == len(self.looks) - 1:
-            self.sampler.keep(self._scratch / "best")
-
-    def _fresh_look(self, held_out: Sequence[Problem]) -> Look:
-        self.sampler.refresh()
-        options = self._options.model_copy(
-            update={"samples": self._options.watch_samples, "temperature": 0.7}
-        )
-        answers = sample_attempts(
-            self.sampler.engine, self._judge, held_out, self._student, options, 0, -1
-        )
-        prompts = [self.sampler.prompt_ids(a.problem.question) for a in answers]
-        return look_at(answers, mean_entropy_nats(self.sampler.engine, answers, prompts))
-
-    def _take_best(self) -> None:
-        """The student of the best look: that of SFT where no later one was better."""
-        best, index = self._scratch / "best", best_look(self.looks)
-        if index < len(self.looks) - 1:
-            self.sampler.take(best if index > 0 else self.sampler.checkpoint)
 
     @contextmanager
     def _timed(self, phase: str, one_heap: bool = False) -> Iterator[None]:

@@ -12,17 +12,21 @@ from pipeline.methods import METHODS, aligned, recover
 from pipeline.methods.graded import Graded, Tongues, align, text_for_teacher
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import TeacherOptions
+from pipeline.run import Context
 from pipeline.sampler import Sampler
 from pipeline.shared_vocabulary import shared_vocabulary
 from pipeline.tasks.judge import Judge
 from pipeline.update import token_logprobs
-from serve.errors import CannotDo
+from serve.errors import CannotDo, DataError
 
 Timed = Callable[..., AbstractContextManager[None]]
 
 
 class Teaching:
-    """One pair at work; `timed(phase)` is told what the time goes into."""
+    """One pair at work; `timed(phase)` is told what the time goes into.
+
+    `unspelt`: of the newest lessons' attempts, those whose text a side's tokens do not spell.
+    """
 
     def __init__(
         self,
@@ -30,21 +34,32 @@ class Teaching:
         grading: Grading,
         judge: Judge,
         teacher: TeacherOptions,
-        seed: int,
+        context: Context,
         timed: Timed,
     ) -> None:
         self._sampler, self._grading, self._judge = sampler, grading, judge
-        self._teacher, self._seed, self._timed = teacher, seed, timed
+        self._teacher, self._seed, self._timed = teacher, context.seed, timed
+        self._log = context.log
         self._tongues: Tongues | None = None
+        self.unspelt = 0
 
     def lessons(self, attempts: Sequence[Attempt], options: OnPolicyOptions) -> list[Lesson]:
-        """What one block's attempts teach. Unjudged and empty ones teach nothing."""
+        """What one block's attempts teach. Unjudged and empty ones teach nothing.
+
+        Raises DataError when no text of a graded method is spelt by both tokenizers.
+        """
         wanted = [a for a in attempts if a.completion.ids and a.verdict.passed is not None]
         if options.learn_from == "wrong" or options.method == "recover":
             wanted = [a for a in wanted if not a.verdict.passed]
         if options.method == "recover":
             return self._recovered(self._prefixes(wanted, options), options)
         graded = self._graded(wanted, options)
+        if graded and not any(g.spelt for g in graded):
+            raise DataError(
+                f"no text of {len(graded)} attempts is spelt byte for byte by the tokens of both "
+                "models",
+                hint='on_policy.method = "recover" needs no common bytes',
+            )
         with self._timed("lessons"):
             method = METHODS[options.method]
             own_nats = self._own_nats(graded, options)
@@ -63,6 +78,10 @@ class Teaching:
             _, runs = text_for_teacher(attempt.completion.text, self._teacher)
             prompt = self._sampler.prompt_ids(attempt.problem.question)
             graded.append(align(attempt, prompt, grades[attempt.key], runs, tongues))
+        unspelt = sum(not g.spelt for g in graded)
+        if unspelt:
+            self._log.warning("%d of %d attempts cannot be aligned", unspelt, len(graded))
+        self.unspelt = unspelt
         return graded
 
     def _own_nats(
@@ -90,14 +109,17 @@ class Teaching:
     ) -> list[recover.Prefix]:
         """Up to the first mistake; to the middle where the teacher cannot grade."""
         try:
-            return self._prefixes_of(self._graded(attempts, options), options)
+            graded = self._graded(attempts, options)
         except CannotDo:
-            found = [
-                recover.middle_prefix(
-                    a, self._sampler.prompt_ids(a.problem.question), self._text(a)
-                )
-                for a in attempts
-            ]
+            return self._middles(attempts)
+        unspelt = [g.attempt for g in graded if not g.spelt]
+        return [*self._prefixes_of(graded, options), *self._middles(unspelt)]
+
+    def _middles(self, attempts: Sequence[Attempt]) -> list[recover.Prefix]:
+        found = (
+            recover.middle_prefix(a, self._sampler.prompt_ids(a.problem.question), self._text(a))
+            for a in attempts
+        )
         return [prefix for prefix in found if prefix is not None]
 
     def _prefixes_of(

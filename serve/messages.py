@@ -91,7 +91,7 @@ class Grade(Record):
     Row t of `top_ids` and `top_logprobs_nats` holds the likeliest tokens in the place of token t,
     best first; row T those after the last one. `end_nats` is the log probability of ending there;
     `read_tokens` is what had to be read for it, without what other answers share, `text_bytes` what
-    the tokens spell.
+    the tokens spell: not the whole text where it could not be graded.
     """
 
     scores: TokenScores
@@ -100,3 +100,16 @@ class Grade(Record):
     end_nats: float
     read_tokens: int
     text_bytes: int
+
+    @classmethod
+    def of_nothing(cls, read_tokens: int) -> Grade:
+        """What was read could not be told apart from what stands around it."""
+        scores = TokenScores(ids=(), byte_offsets=(), logprobs_nats=())
+        return cls(
+            scores=scores,
+            top_ids=((),),
+            top_logprobs_nats=((),),
+            end_nats=0.0,
+            read_tokens=read_tokens,
+            text_bytes=0,
+        )

@@ -30,7 +30,8 @@ class Graded(NamedTuple):
     """`prompt`: the student's ids before the answer; `spans` in the order of the text.
 
     `ends` says that the attempt ended by itself, so that its end was graded too. `*_starts` are the
-    bytes where tokens begin, and the end of the text.
+    bytes where tokens begin, and the end of the text. `spelt` is False where a side's tokens do not
+    spell the text byte for byte: there are no spans then.
     """
 
     attempt: Attempt
@@ -40,6 +41,7 @@ class Graded(NamedTuple):
     ends: bool
     student_starts: tuple[int, ...]
     teacher_starts: tuple[int, ...]
+    spelt: bool
 
     @property
     def answer(self) -> tuple[int, ...]:
@@ -87,9 +89,10 @@ def align(
         tuple(prompt),
         grade,
         found,
-        ends_by_itself(attempt.completion),
+        spelt and ends_by_itself(attempt.completion),
         tuple(student_starts),
         tuple(teacher_starts),
+        spelt,
     )
 
 

@@ -10,9 +10,10 @@ from serve.messages import Grade, TokenScores
 
 
 def grade_of_prompt(reply: dict[str, Any], answer: str, engine: str) -> Grade:
-    """The grade of `answer`, the last finished turn of the prompt that was replied to.
+    """The grade of `answer`, the last finished turn of the prompt that was replied to; of nothing
+    where the template changed it or a token joins it to what stands around it.
 
-    Raises EngineError when the server said nothing of it, or cut it where tokens are not text.
+    Raises CannotDo when the server said nothing of it, EngineError when it said half.
     """
     rows, ids = reply.get("prompt_logprobs"), reply.get("prompt_token_ids")
     if not rows or not ids:
@@ -26,7 +27,10 @@ def grade_of_prompt(reply: dict[str, Any], answer: str, engine: str) -> Grade:
             str(row[str(i)]["decoded_token"]) if row else ""
             for row, i in zip(rows, ids, strict=True)
         ]
-        first, after = _places(texts, answer, engine)
+        places = _places(texts, answer)
+        if places is None:
+            return Grade.of_nothing(read_tokens=len(ids))
+        first, after = places
         own = [float(rows[t][str(ids[t])]["logprob"]) for t in range(first, after + 1)]
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"{engine}: prompt_logprobs lack {error}") from error
@@ -51,12 +55,12 @@ def _listed(row: dict[str, Any] | None) -> list[tuple[int, float]]:
     return sorted(pairs, key=lambda pair: -pair[1])
 
 
-def _places(texts: list[str], answer: str, engine: str) -> tuple[int, int]:
-    """Index of the answer's first token and of the one after its last."""
+def _places(texts: list[str], answer: str) -> tuple[int, int] | None:
+    """Index of the answer's first token and of the one after its last, if it is whole tokens."""
     starts = list(accumulate((len(text) for text in texts), initial=0))
     at = "".join(texts).rfind(answer)
     if at < 0 or at not in starts or at + len(answer) not in starts[:-1]:
-        raise EngineError(f"{engine}: the graded answer is not a run of whole prompt tokens")
+        return None
     # Empty tokens share a start: the answer begins at the last of them and ends before the first.
     first = len(starts) - 1 - starts[::-1].index(at)
     return first, starts.index(at + len(answer))

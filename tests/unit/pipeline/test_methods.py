@@ -7,7 +7,7 @@ import pytest
 from pipeline.attempts import Attempt
 from pipeline.byte_spans import Run, teacher_form
 from pipeline.lesson import Target
-from pipeline.methods import aligned, recover
+from pipeline.methods import aligned, recover, span
 from pipeline.methods.graded import Tongues, align
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.records import Problem, Verdict
@@ -147,6 +147,19 @@ def test_a_student_token_longer_than_the_teachers_has_no_word_of_its():
     assert [t.at for t in lesson.targets] == [2, 3]
     (whole,) = lesson.advantages
     assert (whole.at, whole.nats) == (1, pytest.approx(-0.3 + 0.9))
+
+
+def test_a_text_that_could_not_be_graded_teaches_nothing():
+    one = graded(LINE, TOKENS, [-0.1] * 8)
+    nothing = align(one.attempt, (50, 51), Grade.of_nothing(read_tokens=9), [Run(0, 0, 8)], TONGUES)
+    assert one.spelt
+    assert (nothing.spelt, nothing.spans, nothing.ends) == (False, [], False)
+    for learn_from in ("wrong", "all"):
+        options = OnPolicyOptions(method="aligned", learn_from=learn_from, beta=0.0)
+        assert aligned.lessons([nothing], options, TONGUES, {}) == []
+        own = {"k": [-0.5] * (len(nothing.answer) + 1)}
+        assert span.lessons([nothing], options, TONGUES, own) == []
+    assert recover.prefix_of(nothing, "1+2=12\nA3", OnPolicyOptions(method="recover")) is None
 
 
 def test_where_the_teacher_wavers_the_divergence_is_forward():

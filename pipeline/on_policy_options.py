@@ -57,7 +57,10 @@ class OnPolicyOptions(Record):
     samples: int = Field(1, ge=1, le=1024, description="attempts at a problem in one block")
     temperature: float = Field(0.5, gt=0.0, le=2.0, description="of the attempts")
     max_tokens: int = Field(128, ge=1, le=131_072, description="attempt length, tokens")
-    learn_from: Literal["wrong", "all"] = Field("wrong", description="attempts that are learnt")
+    learn_from: Literal["wrong", "all"] = Field("wrong", description="attempts that are graded")
+    right_as_examples: bool = Field(
+        True, description="of wrong: the right ones are learnt as they stand, ungraded"
+    )
     passes: int = Field(2, ge=1, le=64, description="over a block's lessons")
     batch_lessons: int = Field(8, ge=1, le=65_536, description="lessons an update")
     replay: int = Field(64, ge=0, le=1_000_000, description="SFT examples beside each pass")

@@ -51,16 +51,20 @@ def forecast(recipe: Recipe, checkpoint: Path) -> Iterator[str]:
         return
     graded_s, sampled_s = measured(recipe, checkpoint)
     options = recipe.on_policy
-    learnt = options.block_attempts * (0.5 if options.learn_from == "wrong" else 1.0)
+    everything = options.learn_from == "all"
+    graded = options.block_attempts * (1.0 if everything else 0.5)
+    learnt = options.block_attempts if everything or options.right_as_examples else graded
     updates = math.ceil((learnt + options.replay) * options.passes / options.batch_lessons)
+    # A continuation took as long as a grade where both were measured (docs/notes.md).
+    asked_s = graded * graded_s * (2 if options.continuations else 1)
     # A forward and a backward pass of the student cost three readings of the same tokens.
     teacher = teacher_weights(recipe, of=parameters_of)
     update_s = 3 * graded_s * options.batch_lessons * weights / teacher if teacher else 0.0
     pace = f"about {update_s:.1f} s" if teacher else "an unknown pace, left out"
-    block_s = options.block_attempts * sampled_s + learnt * graded_s + updates * update_s
+    block_s = options.block_attempts * sampled_s + asked_s + updates * update_s
     yield (
         f"practice {options.blocks} blocks of about {block_s:.0f} s "
-        f"({options.block_attempts} attempts at {sampled_s:.2f} s, about {learnt:.0f} grades at "
+        f"({options.block_attempts} attempts at {sampled_s:.2f} s, about {graded:.0f} grades at "
         f"{graded_s:.2f} s, {updates} updates at {pace}): "
         f"{options.blocks * block_s / 60:.0f} minutes"
     )

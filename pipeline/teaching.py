@@ -7,9 +7,15 @@ from contextlib import AbstractContextManager
 
 from pipeline.attempts import Attempt
 from pipeline.grading import Grading
-from pipeline.lesson import Lesson, batch_of, told
+from pipeline.lesson import Lesson, batch_of, joined, told
 from pipeline.methods import METHODS, aligned, recover
-from pipeline.methods.graded import Graded, Tongues, align, text_for_teacher
+from pipeline.methods.graded import (
+    Graded,
+    Tongues,
+    align,
+    ends_by_itself,
+    text_for_teacher,
+)
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import TeacherOptions
 from pipeline.run import Context
@@ -48,12 +54,25 @@ class Teaching:
 
         Raises DataError when no text of a graded method is spelt by both tokenizers.
         """
-        wanted = [a for a in attempts if a.completion.ids and a.verdict.passed is not None]
-        if options.learn_from == "wrong" or options.method == "recover":
-            wanted = [a for a in wanted if not a.verdict.passed]
+        judged = [a for a in attempts if a.completion.ids and a.verdict.passed is not None]
+        if options.method != "recover" and options.learn_from == "all":
+            return self._taught(judged, options)
+        made = self._taught([a for a in judged if not a.verdict.passed], options)
+        if options.right_as_examples:
+            right = [a for a in judged if a.verdict.passed and ends_by_itself(a.completion)]
+            made += [self._as_it_stands(a) for a in right]
+        return made
+
+    def _as_it_stands(self, attempt: Attempt) -> Lesson:
+        """What the student wrote, and that it ended there."""
+        prompt = self._sampler.prompt_ids(attempt.problem.question)
+        return told((*prompt, *attempt.completion.ids, self._sampler.end), len(prompt))
+
+    def _taught(self, attempts: Sequence[Attempt], options: OnPolicyOptions) -> list[Lesson]:
+        """What the teacher has to say of attempts."""
         if options.method == "recover":
-            return self._recovered(self._prefixes(wanted, options), options)
-        graded = self._graded(wanted, options)
+            return self._recovered(self._prefixes(attempts, options), options)
+        graded = self._graded(attempts, options)
         if graded and not any(g.spelt for g in graded):
             raise DataError(
                 f"no text of {len(graded)} attempts is spelt byte for byte by the tokens of both "
@@ -64,10 +83,10 @@ class Teaching:
             method = METHODS[options.method]
             own_nats = self._own_nats(graded, options)
             made = list(method.lessons(graded, options, self._known_tongues(options), own_nats))
-        if options.continuations:
-            failed = [g for g in graded if not g.attempt.verdict.passed]
-            made += self._recovered(self._prefixes_of(failed, options), options)
-        return made
+        if not options.continuations:
+            return made
+        failed = [g for g in graded if not g.attempt.verdict.passed]
+        return joined(made, self._recovered(self._prefixes_of(failed, options), options))
 
     def _graded(self, attempts: Sequence[Attempt], options: OnPolicyOptions) -> list[Graded]:
         with self._timed("grading", one_heap=True):

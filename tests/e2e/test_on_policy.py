@@ -57,6 +57,10 @@ def practise(inputs, out, pass_at_k_lost=2.0, entropy_left=0.0, **changes):
         return on_policy.run((RECIPE.teacher, RECIPE.student, options), inputs, out, CONTEXT)
 
 
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "blocks.jsonl").read_text().splitlines()]
+
+
 def hashes(folder):
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
 
@@ -69,7 +73,7 @@ def finished(inputs, tmp_path_factory):
 
 def test_a_block_is_attempts_grades_and_updates(inputs, finished):
     out, counts = finished
-    rows = [json.loads(line) for line in (out / "blocks.jsonl").read_text().splitlines()]
+    rows = rows_of(out)
     attempts = list(read_records(out / "attempts.jsonl", Attempt))
     assert [row["block"] for row in rows] == [0, 1]
     assert [row["attempts"] for row in rows] == [8, 8]
@@ -159,11 +163,19 @@ def test_other_ways_learn_from_the_same_attempts(inputs, finished, tmp_path, met
     assert mine == first
     assert counts["method"] == method
     assert counts["updates"] > 0
-    rows = [json.loads(x) for x in (finished[0] / "blocks.jsonl").read_text().splitlines()]
     if method == "span":
         assert counts["lessons"] > 0
     if continuations:
-        assert counts["lessons"] > rows[0]["lessons"]
+        assert rows_of(tmp_path / "out")[0]["places"] > rows_of(finished[0])[0]["places"]
+
+
+def test_right_attempts_are_examples_unless_it_is_said_otherwise(inputs, finished, tmp_path):
+    practise(inputs, tmp_path / "out", blocks=1, right_as_examples=False)
+    (row,), first = rows_of(tmp_path / "out"), rows_of(finished[0])[0]
+    attempts = list(read_records(tmp_path / "out" / "attempts.jsonl", Attempt))
+    right = [a for a in attempts if a.verdict.passed and a.completion.finish == "stop"]
+    assert row["lessons"] == first["lessons"] - len(right)
+    assert row["places"] == first["places"] - sum(len(a.completion.ids) + 1 for a in right)
 
 
 def test_a_collapse_ends_practice_with_the_best_student_seen(inputs, tmp_path):

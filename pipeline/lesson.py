@@ -57,23 +57,6 @@ def told(ids: Sequence[int], first: int) -> Lesson:
     )
 
 
-def joined(lessons: Sequence[Lesson], continuations: Sequence[Lesson]) -> list[Lesson]:
-    """Each lesson that ends at a mistake goes on with the continuation that was begun there: the
-    same words before it are then read once. What finds no fellow stays as it is."""
-    begun = {rest.ids[: rest.targets[0].at]: rest for rest in continuations}
-    made = []
-    for lesson in lessons:
-        last = lesson.targets[-1].at if lesson.targets else 0
-        rest = begun.get(lesson.ids[:last])
-        if rest is None or any(a.at >= last for a in lesson.advantages):
-            made.append(lesson)
-            continue
-        del begun[lesson.ids[:last]]
-        after = (target for target in rest.targets if target.at > last)
-        made.append(Lesson(rest.ids, (*lesson.targets, *after), lesson.advantages))
-    return [*made, *begun.values()]
-
-
 class Batch(NamedTuple):
     """Lessons as tensors: B of T tokens, P places with K listed tokens, A advantages.
 

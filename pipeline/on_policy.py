@@ -29,7 +29,7 @@ from pipeline.tasks.judge import Judge
 from serve.errors import DataError
 from serve.models import file_sha256, resolve_model
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LIBRARIES = (
     "torch",
     "transformers",

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 from pipeline.attempts import Attempt
 from pipeline.grading import Grading
-from pipeline.lesson import Lesson, batch_of, joined, told
+from pipeline.lesson import Lesson, batch_of, told
 from pipeline.methods import METHODS, aligned, recover
 from pipeline.methods.graded import (
     Graded,
@@ -83,10 +83,10 @@ class Teaching:
             method = METHODS[options.method]
             own_nats = self._own_nats(graded, options)
             made = list(method.lessons(graded, options, self._known_tongues(options), own_nats))
-        if not options.continuations:
-            return made
-        failed = [g for g in graded if not g.attempt.verdict.passed]
-        return joined(made, self._recovered(self._prefixes_of(failed, options), options))
+        if options.continuations:
+            failed = [g for g in graded if not g.attempt.verdict.passed]
+            made += self._recovered(self._prefixes_of(failed, options), options)
+        return made
 
     def _graded(self, attempts: Sequence[Attempt], options: OnPolicyOptions) -> list[Graded]:
         with self._timed("grading", one_heap=True):

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.attempts import Attempt
 from pipeline.byte_spans import Run, teacher_form
-from pipeline.lesson import Advantage, Lesson, Target, joined, told
+from pipeline.lesson import Target
 from pipeline.methods import aligned, recover, span
 from pipeline.methods.graded import Tongues, align
 from pipeline.on_policy_options import OnPolicyOptions
@@ -193,24 +193,6 @@ def test_recover_goes_on_from_the_students_own_words(monkeypatch):
     assert lesson.ids == (*before, *rest, END)
     assert [t.at for t in lesson.targets] == list(range(len(before), len(lesson.ids)))
     assert all(t.shares == (1.0,) for t in lesson.targets)
-
-
-def test_a_mistake_and_its_continuation_are_one_lesson():
-    nats = [-0.1, -0.1, -0.1, -0.1, -4.0, -0.1, -0.1, -0.1]
-    one = graded(LINE, TOKENS, nats)
-    mistake = aligned.lesson_of(one, OnPolicyOptions(method="aligned", beta=0.0), TONGUES)
-    before = (50, 51, *Letters()("<think>\n1+2=")["input_ids"])
-    rest = Letters()("3\n</think>\nA3")["input_ids"]
-    continuation = told((*before, *rest, END), len(before))
-    elsewhere = told((50, 51, 3, 4), 3)
-    (both, alone) = joined([mistake], [continuation, elsewhere])
-    assert both.ids == continuation.ids
-    assert both.targets == (*mistake.targets, *continuation.targets[1:])
-    assert alone == elsewhere
-    assert joined([mistake], []) == [mistake]
-    # What is said against the mistaken token itself needs that token.
-    against = Lesson(mistake.ids, mistake.targets, (Advantage(8, -2.0, -0.5),))
-    assert joined([against], [continuation]) == [against, continuation]
 
 
 def test_recover_leaves_alone_what_the_teacher_would_have_written():

@@ -20,6 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temperature": 1.0,
         "passes": 1,
         "replay": 0,
+        "merge": 1.0,
     },
     # arXiv 2505.09388, section 4.5: the student samples, its logits move to the teacher's.
     "qwen3": {
@@ -29,6 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temperature": 1.0,
         "passes": 1,
         "replay": 0,
+        "merge": 1.0,
     },
     # thinkingmachines.ai, On-Policy Distillation: reverse KL of the sampled token, 4 samples.
     "thinking-machines": {
@@ -38,6 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "samples": 4,
         "passes": 1,
         "replay": 0,
+        "merge": 1.0,
         "learning_rate": 5e-5,
     },
 }
@@ -65,6 +68,9 @@ class OnPolicyOptions(Record):
     batch_lessons: int = Field(8, ge=1, le=65_536, description="lessons an update")
     replay: int = Field(64, ge=0, le=1_000_000, description="SFT examples beside each pass")
     learning_rate: float = Field(5e-5, gt=0.0, le=1.0, description="peak, cosine to a tenth")
+    merge: float = Field(
+        0.5, gt=0.0, le=1.0, description="practised share of the last weights, SFT has the rest"
+    )
     beta: float | None = Field(
         None,
         ge=0.0,

@@ -85,6 +85,8 @@ class Refiner:
                 self.watching.look(0)
             for block in range(start, options.blocks):
                 self.step(problems_of_block(practice, options, block), block, bar.advance)
+                if block + 1 == options.blocks and options.merge < 1:
+                    self.sampler.merge(self.sampler.checkpoint, options.merge)
                 if self.watching.ends_practice(block + 1):
                     break
                 self._save_if_due(block + 1)

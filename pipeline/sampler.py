@@ -61,15 +61,21 @@ class Sampler:
         self.refresh()
         self.engine.model.save_pretrained(folder)
 
-    @torch.no_grad()
     def take(self, folder: Path) -> None:
         """Go back to the student in `folder`."""
-        kept = AutoModelForCausalLM.from_pretrained(
+        self.merge(folder, 0.0)
+
+    @torch.no_grad()
+    def merge(self, folder: Path, share: float) -> None:
+        """Weigh the weights as they are with `share`, those of the student in `folder` with the
+        rest (Wortsman et al. 2022, arXiv 2109.01903, section 3)."""
+        other = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
         )
-        weights = dict(kept.named_parameters())
+        weights = dict(other.named_parameters())
         for name, parameter in self.model.named_parameters():
-            parameter.copy_(weights[name])
+            target = weights[name].to(parameter.device)
+            parameter.copy_(target if share == 0 else target.lerp(parameter, share))
 
     def save(self, folder: Path) -> None:
         """A plain checkpoint in bfloat16, tokenizer beside it."""

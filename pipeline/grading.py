@@ -21,6 +21,8 @@ from serve.messages import Completion, Grade, Message, Record, Request
 # Graded in one call: what is graded together agrees to the last bit only if asked together again.
 GROUP = 8
 GRADING_SLOTS = 4
+# Problems of one family share a prompt's beginning; every block has some of each.
+MOST_PREFIXES = 8
 
 
 class GradeGroup(Record):
@@ -72,7 +74,9 @@ class Grading:
             goes_on = options.method == "recover" or options.continuations
             many = goes_on or self._teacher.engine == "http"
             slots = self._teacher.slots if many else GRADING_SLOTS
-            self._engine = open_teacher(self._teacher.model_copy(update={"slots": slots}))
+            teacher = self._teacher.model_copy(update={"slots": slots})
+            families = len({example.family for example in teacher.examples})
+            self._engine = open_teacher(teacher, prefixes=min(MOST_PREFIXES, max(1, families)))
         return self._engine
 
     def messages_of(self, attempt: Attempt) -> tuple[Message, ...]:

@@ -28,8 +28,8 @@ def encoding(teacher: TeacherOptions) -> str:
     return teacher.encoding
 
 
-def open_teacher(teacher: TeacherOptions) -> Engine:
-    """The teacher, its file hashed before it loads.
+def open_teacher(teacher: TeacherOptions, prefixes: int = 1) -> Engine:
+    """The teacher, its file hashed before it loads; `prefixes` beginnings of prompts are kept.
 
     Raises UntrustedFile on another sha256, EngineError when it does not load.
     """
@@ -47,6 +47,7 @@ def open_teacher(teacher: TeacherOptions) -> Engine:
         path=teacher_file(teacher),
         slots=teacher.slots,
         context_tokens=teacher.context_tokens,
+        prefixes=prefixes,
     )
 
 

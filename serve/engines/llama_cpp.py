@@ -38,10 +38,14 @@ GRADED_TOGETHER = 4
 
 
 def load(
-    path: Path, slots: int = 32, context_tokens: int = 1024, threads: int | None = None
+    path: Path,
+    slots: int = 32,
+    context_tokens: int = 1024,
+    threads: int | None = None,
+    prefixes: int = 1,
 ) -> LlamaCppEngine:
-    """Open a GGUF with `slots` sequences answered at a time."""
-    return LlamaCppEngine(path, slots, context_tokens, threads or os.cpu_count() or 1)
+    """Open a GGUF with `slots` sequences answered at a time, and that many prefixes kept."""
+    return LlamaCppEngine(path, slots, context_tokens, threads or os.cpu_count() or 1, prefixes)
 
 
 @dataclass(slots=True)
@@ -65,13 +69,17 @@ class LlamaCppEngine:
     batch_invariant = True
     block = 1
 
-    def __init__(self, path: Path, slots: int, context_tokens: int, threads: int) -> None:
+    def __init__(
+        self, path: Path, slots: int, context_tokens: int, threads: int, prefixes: int = 1
+    ) -> None:
         self.name = f"llama.cpp:{path.name}"
         self._slots = max(SMALLEST_STEP_ROWS, 1 << (slots - 1).bit_length())
-        self._prefix_stream, self._prompt_stream = self._slots, self._slots + 1
-        self.model = LlamaModel(path, self._slots + 2, context_tokens, threads)
+        self._prefix_streams = range(self._slots, self._slots + prefixes)
+        self._prompt_stream = self._slots + prefixes
+        self.model = LlamaModel(path, self._slots + prefixes + 1, context_tokens, threads)
         self._template = self.model.chat_template()
-        self._prefix_ids: tuple[int, ...] | None = None
+        # Stream of each prefix that is kept, the one longest unused first.
+        self._stream_by_prefix: dict[tuple[int, ...], int] = {}
         self._prompt_read: tuple[Prompt, LogitsTV] | None = None
         self._prompts = Prompts(self.prompt_ids)
         self._lock = threading.Lock()
@@ -136,14 +144,24 @@ class LlamaCppEngine:
 
     def _read_shared(self, prompt: Prompt, slot: int) -> None:
         """`slot` then holds the shared part of `prompt` alone, decoded once for all that share."""
-        if prompt.shared and prompt.shared != self._prefix_ids:
-            self._prefix_ids = None
-            self.model.clear_sequence(self._prefix_stream)
-            self._prefill(self._prefix_stream, prompt.shared, 0)
-            self._prefix_ids = prompt.shared
+        stream = self._stream_of(prompt.shared) if prompt.shared else None
         self.model.clear_sequence(slot)
-        if prompt.shared:
-            self.model.copy_sequence(self._prefix_stream, slot)
+        if stream is not None:
+            self.model.copy_sequence(stream, slot)
+
+    def _stream_of(self, shared: tuple[int, ...]) -> int:
+        """The stream that holds `shared`, decoded there unless it is."""
+        stream = self._stream_by_prefix.pop(shared, None)
+        if stream is None:
+            free = set(self._prefix_streams) - set(self._stream_by_prefix.values())
+            stream = min(free) if free else self._stream_by_prefix.pop(self._longest_unused())
+            self.model.clear_sequence(stream)
+            self._prefill(stream, shared, 0)
+        self._stream_by_prefix[shared] = stream
+        return stream
+
+    def _longest_unused(self) -> tuple[int, ...]:
+        return next(iter(self._stream_by_prefix))
 
     def _prefill(self, slot: int, ids: Sequence[int], first_position: int) -> int:
         """Decode `ids` into `slot`; returns the row whose logits follow the last id."""

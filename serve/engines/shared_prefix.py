@@ -11,24 +11,32 @@ from transformers import DynamicCache
 
 
 class SharedPrefix:
-    """The newest prefix a torch model has read; `model` may be trained between calls."""
+    """The newest `kept` prefixes a torch model has read; `model` may be trained between calls."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._of: tuple[tuple[int, ...], int] | None = None
-        self._cache: Any = None
+    def __init__(self, model: Any, kept: int = 1) -> None:
+        self._model, self._kept = model, kept
+        # An optimizer's step and `copy_` count a weight's version up: what was read is stale then.
+        self._version = -1
+        self._caches: dict[tuple[int, ...], Any] = {}
 
     def copies(self, ids: Sequence[int], rows: int) -> Any:
         """A cache that `rows` rows go on from, each after `ids`; empty for no ids."""
-        # An optimizer's step and `copy_` count a weight's version up: what was read is stale then.
         version = self._model.get_input_embeddings().weight._version
-        if self._of != (tuple(ids), version):
-            self._cache = DynamicCache(config=self._model.config)
-            if ids:
-                row = torch.tensor([list(ids)], device=self._model.device)
-                self._model(row, past_key_values=self._cache, logits_to_keep=1)
-            self._of = (tuple(ids), version)
-        cache = copy.deepcopy(self._cache)
+        if self._version != version:
+            self._caches.clear()
+            self._version = version
+        read = self._caches.pop(tuple(ids), None) or self._read(ids)
+        self._caches[tuple(ids)] = read
+        while len(self._caches) > self._kept:
+            del self._caches[next(iter(self._caches))]
+        cache = copy.deepcopy(read)
         if ids:
             cache.batch_repeat_interleave(rows)
+        return cache
+
+    def _read(self, ids: Sequence[int]) -> Any:
+        cache = DynamicCache(config=self._model.config)
+        if ids:
+            row = torch.tensor([list(ids)], device=self._model.device)
+            self._model(row, past_key_values=cache, logits_to_keep=1)
         return cache

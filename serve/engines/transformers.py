@@ -36,9 +36,16 @@ Begun = tuple[tuple[int, ...], list[int]]
 
 
 def load(
-    path: Path, slots: int = 32, context_tokens: int = 4096, dtype: str = "auto"
+    path: Path,
+    slots: int = 32,
+    context_tokens: int = 4096,
+    dtype: str = "auto",
+    prefixes: int = 1,
 ) -> TransformersEngine:
-    """Open a checkpoint folder; `dtype` auto is bfloat16 where the hardware has it."""
+    """Open a checkpoint folder; `dtype` auto is bfloat16 where the hardware has it.
+
+    `prefixes`: how many beginnings of graded prompts are kept.
+    """
     wanted = ("bfloat16" if has_fast_bfloat16() else "float32") if dtype == "auto" else dtype
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -48,17 +55,23 @@ def load(
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"checkpoint {path} does not load: {error}") from error
     model.to("cuda" if has_cuda() else "cpu")
-    return TransformersEngine(model, tokenizer, path.name, slots, context_tokens)
+    return TransformersEngine(model, tokenizer, path.name, slots, context_tokens, prefixes)
 
 
 class TransformersEngine(BlockEngine):
     """One model, `slots` requests in a block. Whoever trains it meanwhile changes the answers."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, name: str, slots: int, context_tokens: int
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        slots: int,
+        context_tokens: int,
+        prefixes: int = 1,
     ) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
-        self._prefix, self._prompts = SharedPrefix(model), Prompts(self.prompt_ids)
+        self._prefix, self._prompts = SharedPrefix(model, prefixes), Prompts(self.prompt_ids)
         if not has_cuda() and model._supports_attention_backend:
             model.set_attn_implementation(GROUPED)
         self._pad = self.tokenizer.pad_token_id

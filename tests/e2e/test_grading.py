@@ -87,3 +87,19 @@ def test_an_answer_goes_on_where_it_was_begun(engine):
     same = sum(a == b for a, b in zip(more.ids, whole.ids[6:], strict=False))
     assert same >= 0.7 * (len(whole.ids) - 6)
     assert more.prompt_tokens == whole.prompt_tokens + 6
+
+
+@pytest.mark.parametrize("name", ["llama.cpp", "transformers"])
+def test_kept_prefixes_change_no_number(smoke, name):
+    other = (Message(role="system", content="Answer at once."), MESSAGES[-1])
+    requests = [
+        Request(key=str(i), messages=messages, begun=TEXTS[0])
+        for i, messages in enumerate((MESSAGES, other, MESSAGES, other, MESSAGES))
+    ]
+    path = smoke.root / ("04-sft" if name == "transformers" else "06-gguf/student-Q8_0.gguf")
+    found = []
+    for prefixes in (1, 2):
+        with closing(load_in_child(name, path=path, slots=4, prefixes=prefixes)) as engine:
+            found.append([engine.grade([request], top=5)[0] for request in requests])
+    assert found[0] == found[1]
+    assert found[0][0] == found[0][2] == found[0][4] != found[0][1] == found[0][3]

@@ -4,6 +4,8 @@ import hashlib
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipeline import on_policy
 from pipeline.attempts import Attempt
@@ -176,6 +178,18 @@ def test_right_attempts_are_examples_unless_it_is_said_otherwise(inputs, finishe
     right = [a for a in attempts if a.verdict.passed and a.completion.finish == "stop"]
     assert row["lessons"] == first["lessons"] - len(right)
     assert row["places"] == first["places"] - sum(len(a.completion.ids) + 1 for a in right)
+
+
+def test_the_student_ends_half_way_between_sft_and_the_last_update(inputs, finished, tmp_path):
+    practise(inputs, tmp_path / "out", merge=1.0)
+    attempts = "attempts.jsonl"
+    assert hashes(tmp_path / "out")[attempts] == hashes(finished[0])[attempts]
+    folders = (inputs["04-sft"], tmp_path / "out", finished[0])
+    before, last, merged = (load_file(folder / "model.safetensors") for folder in folders)
+    for name, weights in merged.items():
+        half = (before[name].float() + last[name].float()) / 2
+        # The files are rounded to bfloat16, eight bits, each by itself.
+        torch.testing.assert_close(weights.float(), half, rtol=2**-7, atol=1e-6)
 
 
 def test_a_collapse_ends_practice_with_the_best_student_seen(inputs, tmp_path):

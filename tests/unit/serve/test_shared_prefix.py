@@ -47,6 +47,15 @@ def test_a_prefix_is_read_once(model):
     assert read == [(1, 4), (2, 3), (2, 3)]
 
 
+def test_as_many_as_are_wanted_are_kept(model):
+    prefix, read = SharedPrefix(model, kept=2), []
+    model.register_forward_pre_hook(lambda _, args: read.append(tuple(args[0].shape)))
+    for ids in (PREFIX, PREFIX[:2], PREFIX, (8, 8, 8), PREFIX, PREFIX[:2]):
+        after(model, prefix, ids)
+    # The third one pushes out the one longest unused, which is read again at the end.
+    assert [shape for shape in read if shape[0] == 1] == [(1, 4), (1, 2), (1, 3), (1, 2)]
+
+
 def test_weights_that_moved_are_read_again(model):
     prefix = SharedPrefix(model)
     after(model, prefix, PREFIX)

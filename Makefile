@@ -49,7 +49,8 @@ converter: $(SDIST)
 
 optimum: $(OPTIMUM)/done
 
-$(OPTIMUM)/done: optimum.txt
+# Order only: a fresh clone's files are newer than any cache, which its own name describes.
+$(OPTIMUM)/done: | optimum.txt
 	@echo "installing optimum into $(OPTIMUM) (1.3 GB)"
 	rm -rf $(OPTIMUM)
 	$(PYTHON) -m venv $(OPTIMUM)

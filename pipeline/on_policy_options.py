@@ -69,7 +69,10 @@ class OnPolicyOptions(Record):
     replay: int = Field(64, ge=0, le=1_000_000, description="SFT examples beside each pass")
     learning_rate: float = Field(5e-5, gt=0.0, le=1.0, description="peak, cosine to a tenth")
     merge: float = Field(
-        0.5, gt=0.0, le=1.0, description="practised share of the last weights, SFT has the rest"
+        0.5,
+        gt=0.0,
+        le=1.0,
+        description="not exact: practised share of the last weights; SFT's is the rest",
     )
     beta: float | None = Field(
         None,

@@ -1,6 +1,7 @@
-"""The run: problems, traces, curated, SFT, on-policy, GGUF, ONNX, evaluation, gate, bundle, report.
+"""The run: problems, traces, examples, SFT, practice, GGUF, ONNX, evaluation, gate, bundle, report.
 
     python -m pipeline.all [RECIPE] [--run FOLDER] [--set section.key=value] [--dry-run]
+        [--until STAGE]
 
 The only place that knows every stage. What is proven done is skipped; what a changed field touches
 is done again, and nothing before it.
@@ -22,6 +23,7 @@ from pipeline import (
     collect,
     curate,
     evaluate,
+    examples,
     export,
     gate,
     on_policy,
@@ -35,7 +37,7 @@ from pipeline.progress import Progress
 from pipeline.recipe import Recipe, find_recipe, load_recipe
 from pipeline.run import Context, Manifest, RunDir, Stage, run_stage
 from pipeline.store import write_json
-from serve.errors import Interrupted, RetortError
+from serve.errors import Interrupted, RecipeError, RetortError
 from serve.models import check_reference
 
 # Libraries that draw bars and print advice of their own; the run's log keeps their warnings.
@@ -53,23 +55,27 @@ def stages(recipe: Recipe) -> list[Stage]:
     r = recipe
     traces = (r.teacher, r.traces)
     training = (r.student, r.sft)
-    examination = (r.teacher, r.student, r.evaluate)
+    supervision = (r.teacher, r.student, r.supervise)
+    asked = r.asked_student
+    examination = (r.teacher, asked, r.evaluate)
     practice = r.on_policy.method != "none"
     student = "05-on-policy" if practice else "04-sft"
     trained = ("04-sft", "05-on-policy") if practice else ("04-sft",)
     files = ("06-gguf", "07-onnx")
-    everything = ("01-problems", "02-traces", "03-curated", *trained, *files)
+    known = ("02-traces", "03-curated")
+    everything = ("01-problems", *known, "04-examples", *trained, *files)
     return [
         Stage("01-problems", problems, r.problems, ()),
         Stage("02-traces", collect, traces, ("01-problems",)),
         Stage("03-curated", curate, r.curate, ("02-traces",)),
-        Stage("04-sft", sft, training, ("03-curated",)),
+        Stage("04-examples", examples, supervision, known),
+        Stage("04-sft", sft, training, ("04-examples",)),
         *(
             [
                 Stage(
                     "05-on-policy",
                     on_policy,
-                    (r.teacher, r.student, r.on_policy),
+                    (r.teacher, asked, r.on_policy),
                     ("01-problems", "04-sft"),
                 )
             ]
@@ -82,7 +88,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         Stage(
             "09-gate",
             gate,
-            (r.student, r.evaluate, r.gate),
+            (asked, r.evaluate, r.gate),
             ("01-problems", student, *files, "08-evaluate"),
         ),
         Stage("10-bundle", bundle, r, (student, *files, "09-gate")),
@@ -141,6 +147,9 @@ def main(arguments: list[str] | None = None) -> int:
     progress = Progress()
     try:
         recipe = load_recipe(find_recipe(options.recipe), tuple(options.set))
+        names = [stage.name for stage in stages(recipe)]
+        if options.until not in (None, *names):
+            raise RecipeError(f"no stage {options.until!r}", hint=f"there are {', '.join(names)}")
         run = RunDir(options.run or Path("runs") / recipe.run.name)
         if options.dry_run:
             for stage, state in plan(run, recipe):
@@ -148,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         with run.locked(), run.logged() as log_path:
             try:
-                execute(run, recipe, progress)
+                execute(run, recipe, progress, options.until)
             except KeyboardInterrupt:
                 raise Interrupted(
                     f"interrupted; {run.root} keeps what is done", hint="the same command goes on"
@@ -159,6 +168,9 @@ def main(arguments: list[str] | None = None) -> int:
                 Context(seed=0, progress=progress).log.exception("unexpected failure")
                 print(f"error: unexpected failure, see {log_path}", file=sys.stderr)
                 raise
+        if options.until not in (None, "report"):
+            print(f"stopped after {options.until}; the same command without --until goes on")
+            return 0
         exit_code = report.print_results(run.root)
         print(f"\nreport: {run.root / 'report.html'}\nnext:   python -m apps.chat {run.root}")
     except RetortError as error:
@@ -183,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECTION.KEY=VALUE",
         help="change one field of the recipe; may be given again",
     )
+    parser.add_argument("--until", metavar="STAGE", help="the last stage to do, as 04-sft")
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be done, and do nothing"
     )

@@ -33,7 +33,7 @@ def run(config: Recipe, inputs: Mapping[str, Path], out: Path, context: Context)
     gate = json.loads((inputs["09-gate"] / "gate.json").read_text(encoding="utf-8"))
     shutil.rmtree(out)
     out.mkdir()
-    rungs = {r.path.name: r for r in artifact_rungs(inputs, config.student, config.evaluate)}
+    rungs = {r.path.name: r for r in artifact_rungs(inputs, config.asked_student, config.evaluate)}
     speakers: list[dict[str, Any]] = []
     for kind, choice in sorted(gate["chosen_by_format"].items()):
         if choice["file"] is None:
@@ -41,7 +41,7 @@ def run(config: Recipe, inputs: Mapping[str, Path], out: Path, context: Context)
         rung = rungs[choice["file"]]
         name = rung.path.name.replace("student", config.run.name, 1)
         place(rung.path, out / name)
-        speakers.append(student_entry(config.student, rung, name))
+        speakers.append(student_entry(config.asked_student, rung, name))
         if kind == "GGUF":
             _write_modelfile(config, final_checkpoint(inputs), name, out, context)
     write_json(out / "chat.json", {"speakers": speakers})
@@ -56,10 +56,12 @@ def _write_modelfile(
 ) -> None:
     template = template_of(checkpoint)
     try:
-        text = modelfile(gguf, template, config.student.system, [template.end_text])
+        text = modelfile(gguf, template, config.asked_student.system, [template.end_text])
     except DataError as error:
         context.log.warning("no Modelfile template: %s", error)
-        text = f'FROM ./{gguf}\nSYSTEM """{config.student.system}"""\nPARAMETER temperature 0\n'
+        text = (
+            f'FROM ./{gguf}\nSYSTEM """{config.asked_student.system}"""\nPARAMETER temperature 0\n'
+        )
     write_file(out / "Modelfile", text)
 
 

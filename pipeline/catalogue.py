@@ -23,11 +23,11 @@ def run_catalogue(
         "lead": [m.model_dump() for m in teacher_messages(recipe.teacher, "")[:-1]],
     }
     rungs = sorted(
-        artifact_rungs(inputs, recipe.student, recipe.evaluate),
+        artifact_rungs(inputs, recipe.asked_student, recipe.evaluate),
         key=lambda rung: (rung.name != chosen, rung.size_bytes, rung.name),
     )
     students = [
-        student_entry(recipe.student, rung, f"{rung.path.parent.name}/{rung.path.name}")
+        student_entry(recipe.asked_student, rung, f"{rung.path.parent.name}/{rung.path.name}")
         for rung in rungs
     ]
     return [teacher] * (recipe.teacher.engine == "llama.cpp") + students

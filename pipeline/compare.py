@@ -42,7 +42,7 @@ def larger_recipe(recipe: Recipe, root: Path) -> tuple[Recipe, float, int]:
     A problem's price is what traces, curation and SFT took in this run, divided by their problems.
     """
     practice = manifest_of(root / ON_POLICY_STAGE)
-    spent_s = sum(manifest_of(root / s)["took_s"] for s in ("02-traces", "03-curated", SFT_STAGE))
+    spent_s = sum(_took(root, s) for s in ("02-traces", "03-curated", "04-examples", SFT_STAGE))
     problems = sum(1 for _ in read_records(root / "01-problems" / "train.jsonl", Problem))
     asked = recipe.problems
     sources = len(asked.families) + len(asked.files) + len(asked.datasets)
@@ -103,7 +103,7 @@ def _asked(rival: Path, root: Path, recipe: Recipe, context: Context) -> list[Ju
     problems = list(read_records(root / "01-problems" / "eval.jsonl", Problem))
     options = recipe.evaluate.model_copy(update={"k_items": 0})
     keep_freed_memory(one_heap=True)
-    rung = checkpoint_rung(rival / SFT_STAGE, recipe.student, options)
+    rung = checkpoint_rung(rival / SFT_STAGE, recipe.asked_student, options)
     with Judge() as judge:
         return examine(rung, problems, options, rival / "evaluated", judge, context)
 

@@ -34,7 +34,7 @@ def ledger(recipe: Recipe, inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
     rows = [
         _row(
             "traces and SFT",
-            [traces, sft],
+            [traces, manifests["04-examples"], sft],
             student_tokens=sft["counts"]["trained_tokens"],
             teacher_tokens=traces["counts"]["completion_tokens"],
             operations=TRAINING * student * sft["counts"]["trained_tokens"]

@@ -31,7 +31,7 @@ A student distilled by Retort. It thinks inside `<think>…</think>`, then write
 - **Training**: {recipe.sft.method} fine-tuning on {counts["04-sft"]["examples"]} traces
   ({kept} kept of {counts["02-traces"]["traces"]}), {recipe.sft.epochs} epochs,
   learning rate {recipe.sft.learning_rate:g}, seed {recipe.run.seed}.
-- **System prompt**: `{recipe.student.system}`
+- **System prompt**: `{recipe.asked_student.system}`
 
 ## Measured
 

@@ -12,6 +12,7 @@ from pipeline.ladder_table import ladder_cells
 from pipeline.page_practice import ledger_cells, practice_section, table
 from pipeline.recipe import Recipe
 from pipeline.records import Trace
+from pipeline.views import view_sentence
 from serve.reasoning import split_reasoning
 
 SHOWN_TRACES = 3
@@ -107,6 +108,7 @@ def _training(
 ) -> list[str]:
     parts = [
         "<h2>Training</h2>",
+        f"<p>{html.escape(view_sentence(counts['04-examples']))}</p>",
         f"<p>{counts['04-sft']['examples']} examples, "
         f"{counts['04-sft']['supervised_tokens']} supervised tokens over "
         f"{recipe.sft.epochs} epochs, {counts['04-sft']['dropped_too_long']} dropped as too "

@@ -53,7 +53,7 @@ def _student_findings(recipe: Recipe, checkpoint: Path, tokenizer: Any) -> Itera
         yield Finding("refused", "the student's tokenizer has no end token")
         return
     end = tokenizer.eos_token
-    turns = [m.model_dump() for m in student_messages(recipe.student, "2 + 2 =")]
+    turns = [m.model_dump() for m in student_messages(recipe.asked_student, "2 + 2 =")]
     turns.append({"role": "assistant", "content": "4"})
     try:
         closed = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()

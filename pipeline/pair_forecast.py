@@ -93,7 +93,7 @@ def measured(recipe: Recipe, checkpoint: Path) -> tuple[float, float]:
     asked = [
         Request(
             key=str(i),
-            messages=student_messages(recipe.student, questions[i % len(questions)]),
+            messages=student_messages(recipe.asked_student, questions[i % len(questions)]),
             sampling=Sampling(temperature=1.0, seed=i, max_tokens=48),
         )
         for i in range(32)

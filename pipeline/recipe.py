@@ -100,6 +100,31 @@ class StudentOptions(Record):
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="of the model file")
     license: str = Field("unknown", description="of the model, for the bundle's notice")
     system: str = Field(description="system prompt in training, evaluation and chat")
+    system_brief: str = Field(
+        "Give the answer only.", description="the same where a view teaches answers alone"
+    )
+
+    def brief(self) -> StudentOptions:
+        """The student asked for an answer without reasoning."""
+        return self.model_copy(update={"system": self.system_brief})
+
+
+class SuperviseOptions(Record):
+    view: Literal[
+        "answer", "steps", "full", "full+answer", "multitask", "short", "errors", "plain"
+    ] = Field("full", description="which part of a trace is learned, see pipeline/views.py")
+    traces: int | None = Field(None, ge=1, description="most traces used, drawn; none: all")
+    tokens: int | None = Field(None, ge=1, description="most supervised tokens; none: all")
+    explain_share: float = Field(
+        1.0, gt=0.0, le=1.0, description="multitask: of traces whose reasoning is a task too"
+    )
+    short_tokens: int = Field(64, ge=1, description="short: longest completion, student tokens")
+    step_drop_nats: float = Field(
+        0.1, ge=0.0, description="steps: a line stays when the answer loses more without it"
+    )
+    step_scorer: Literal["student", "teacher"] = Field(
+        "student", description="steps: whose probability of the answer is measured"
+    )
 
 
 class SftOptions(Record):
@@ -193,12 +218,19 @@ class Recipe(Record):
     traces: TracesOptions = TracesOptions()
     curate: CurateOptions = CurateOptions()
     student: StudentOptions
+    supervise: SuperviseOptions = SuperviseOptions()
     sft: SftOptions = SftOptions()
     on_policy: OnPolicyOptions = OnPolicyOptions()
     gguf: GgufOptions = GgufOptions()
     onnx: OnnxOptions = OnnxOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
     gate: GateOptions = GateOptions()
+
+    @property
+    def asked_student(self) -> StudentOptions:
+        """The student in the prompt that its supervision taught it to answer."""
+        brief = self.supervise.view in ("answer", "multitask")
+        return self.student.brief() if brief else self.student
 
     @model_validator(mode="after")
     def _practice_needs_problems(self) -> Recipe:

@@ -1,6 +1,6 @@
-"""Stage 04: the student learns to write the kept traces (TRL `SFTTrainer`, loss on the completion).
+"""Stage 04: the student learns its examples (TRL `SFTTrainer`, loss on the completion).
 
-Reads `kept.jsonl` and the student checkpoint; writes a checkpoint folder, `losses.jsonl` and
+Reads `examples.jsonl` and the student checkpoint; writes a checkpoint folder, `losses.jsonl` and
 `examples.jsonl`. Examples that do not fit are dropped and counted, never cut. A killed run resumes
 from its last complete checkpoint and ends with the same bytes.
 """
@@ -16,11 +16,11 @@ from typing import Any
 from pipeline.checkpoints import newest_complete
 from pipeline.memory import keep_freed_memory
 from pipeline.recipe import SftOptions, StudentOptions
-from pipeline.records import Example, Trace
+from pipeline.records import Example
 from pipeline.run import SCRATCH, Context
 from pipeline.store import read_records, write_file, write_records
 from pipeline.student import student_checkpoint
-from pipeline.supervise import full_example, rendered_ids
+from pipeline.supervise import rendered_ids, supervised_tokens
 from serve.errors import DataError
 
 STAGE_VERSION = 2
@@ -43,14 +43,11 @@ def run(
 
     base = student_checkpoint(student)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    examples = [
-        full_example(trace, student)
-        for trace in read_records(inputs["03-curated"] / "kept.jsonl", Trace)
-    ]
+    examples = list(read_records(inputs["04-examples"] / "examples.jsonl", Example))
     fitting, too_long = split_by_length(examples, tokenizer, options.max_tokens)
     if not fitting:
         raise DataError(
-            f"no example to train on: {len(examples)} kept, "
+            f"no example to train on: {len(examples)} made, "
             f"{too_long} over {options.max_tokens} tokens"
         )
     write_records(out / "examples.jsonl", fitting)
@@ -60,7 +57,7 @@ def run(
     return {
         "examples": len(fitting),
         "dropped_too_long": too_long,
-        "supervised_tokens": _supervised_tokens(fitting, tokenizer) * options.epochs,
+        "supervised_tokens": sum(supervised_tokens(e, tokenizer) for e in fitting) * options.epochs,
         "trained_tokens": sum(len(rendered_ids(e, tokenizer)) for e in fitting) * options.epochs,
         "steps": len(losses),
         "first_loss_nats": round(losses[0]["loss_nats"], 4),
@@ -74,10 +71,6 @@ def split_by_length(
     """Examples of at most `limit` tokens, prompt included, and how many are longer."""
     fitting = [e for e in examples if len(rendered_ids(e, tokenizer)) <= limit]
     return fitting, len(examples) - len(fitting)
-
-
-def _supervised_tokens(examples: Sequence[Example], tokenizer: Any) -> int:
-    return sum(len(tokenizer(e.completion)["input_ids"]) + 1 for e in examples)
 
 
 def _train(

@@ -1,4 +1,7 @@
-"""Turns a trace into a training example: reasoning in `<think>…</think>`, then the answer."""
+"""Turns traces into training examples: reasoning in `<think>…</think>`, then the answer.
+
+Which part of a trace is supervision is a choice, a view: `pipeline/views.py` has them.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,11 @@ def rendered_ids(example: Example, tokenizer: Any) -> list[int]:
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def supervised_tokens(example: Example, tokenizer: Any) -> int:
+    """Tokens that carry loss: those of the completion, and the end of the turn."""
+    return len(tokenizer(example.completion)["input_ids"]) + 1
 
 
 def reasoning_of(text: str) -> str:

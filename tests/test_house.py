@@ -20,6 +20,7 @@ STAGES = {
     "problems",
     "collect",
     "curate",
+    "examples",
     "sft",
     "on_policy",
     "quantize",

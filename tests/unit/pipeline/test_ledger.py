@@ -39,6 +39,7 @@ def run(tmp_path, monkeypatch):
     counts = {
         "02-traces": ({"completion_tokens": 2000}, 60.0, 5.0),
         "03-curated": ({}, 1.0, None),
+        "04-examples": ({}, 0.0, 0.0),
         "04-sft": ({"trained_tokens": 3000}, 120.0, 7.0),
         "05-on-policy": (
             {

@@ -18,6 +18,7 @@ from pipeline.records import Example, Problem, Trace, Verdict
 from pipeline.run import Context
 from pipeline.sft_trainer import build_trainer
 from pipeline.store import write_records
+from pipeline.supervise import full_example
 from serve.errors import DataError, TrainingDiverged
 from serve.messages import Completion
 
@@ -232,7 +233,8 @@ def trace(index: int, text: str) -> Trace:
 
 
 def run_stage(student: Path, tmp_path: Path, traces: list[Trace], **options):
-    write_records(tmp_path / "03" / "kept.jsonl", traces)
+    examples = [full_example(trace, STUDENT) for trace in traces]
+    write_records(tmp_path / "03" / "examples.jsonl", examples)
     out = tmp_path / "04"
     out.mkdir(exist_ok=True)
     config = (
@@ -240,7 +242,7 @@ def run_stage(student: Path, tmp_path: Path, traces: list[Trace], **options):
         OPTIONS.model_copy(update=options),
     )
     context = Context(seed=1, progress=Progress(), log=logging.getLogger("test"))
-    return sft.run(config, {"03-curated": tmp_path / "03"}, out, context)
+    return sft.run(config, {"04-examples": tmp_path / "03"}, out, context)
 
 
 def test_traces_that_do_not_fit_are_dropped_and_counted_never_cut(student, tmp_path):
@@ -255,5 +257,5 @@ def test_traces_that_do_not_fit_are_dropped_and_counted_never_cut(student, tmp_p
 
 
 def test_nothing_to_train_on_is_an_error(student, tmp_path):
-    with pytest.raises(DataError, match="no example to train on: 1 kept, 1 over 16 tokens"):
+    with pytest.raises(DataError, match="no example to train on: 1 made, 1 over 16 tokens"):
         run_stage(student, tmp_path, [trace(1, "1 + 1 = 2\nAnswer: 2")], max_tokens=16)

@@ -1,0 +1,119 @@
+"""Stage 04, before SFT: which part of which traces the student learns.
+
+Reads `kept.jsonl` and `traces.jsonl`; writes `examples.jsonl` sorted by key, and `steps.jsonl`
+(every line of every trace, what it is worth and whether it stays) where the view measures that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.examine import CONTEXT_TOKENS
+from pipeline.recipe import StudentOptions, SuperviseOptions, TeacherOptions
+from pipeline.records import Example, Trace, content_key
+from pipeline.run import SCRATCH, Context
+from pipeline.steps import Measure, Steps, measured_steps
+from pipeline.store import read_records, write_records
+from pipeline.student import student_checkpoint, student_identity
+from pipeline.supervise import supervised_tokens
+from pipeline.teacher import open_teacher, teacher_identity
+from pipeline.views import VIEWS, Material
+from serve.engines import load_engine
+from serve.errors import DataError
+
+STAGE_VERSION = 1
+LIBRARIES = ("transformers",)
+SCORED_SLOTS = 32
+
+Config = tuple[TeacherOptions, StudentOptions, SuperviseOptions]
+
+
+def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Write the examples of the recipe's view. Raises DataError when there are none."""
+    _, student, options = config
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(student_checkpoint(student), local_files_only=True)
+    length = partial(supervised_tokens, tokenizer=tokenizer)
+    kept = _drawn(list(read_records(inputs["03-curated"] / "kept.jsonl", Trace)), options, context)
+    steps = _steps(kept, config, out, context) if options.view == "steps" else {}
+    material = Material(kept, student, options, length, _wrong(kept, inputs), steps)
+    made = sorted(VIEWS[options.view](material), key=lambda e: e.key)
+    examples = _within(made, options, length, context)
+    if not examples:
+        raise DataError(f"view {options.view} made no example of {len(kept)} kept traces")
+    write_records(out / "examples.jsonl", examples)
+    return {
+        "view": options.view,
+        "traces": len(kept),
+        "examples": len(examples),
+        "supervised_tokens": sum(map(length, examples)),
+        **_steps_counts(steps, options),
+    }
+
+
+def _drawn(kept: list[Trace], options: SuperviseOptions, context: Context) -> list[Trace]:
+    """`traces` of them, the same whatever the view; a larger draw holds every smaller one."""
+    order = sorted(kept, key=lambda t: content_key(context.seed, "04-examples", t.key))
+    return sorted(order[: options.traces], key=lambda t: t.key)
+
+
+def _wrong(kept: Sequence[Trace], inputs: Mapping[str, Path]) -> list[Trace]:
+    """Finished attempts at problems of kept traces that were judged wrong."""
+    problems = {t.problem.key for t in kept}
+    return [
+        t
+        for t in read_records(inputs["02-traces"] / "traces.jsonl", Trace)
+        if t.verdict.reason == "wrong" and t.problem.key in problems
+    ]
+
+
+def _within(
+    examples: list[Example], options: SuperviseOptions, length: Any, context: Context
+) -> list[Example]:
+    """Examples in drawn order until the next one would pass `tokens`."""
+    if options.tokens is None:
+        return examples
+    chosen: list[Example] = []
+    spent = 0
+    for example in sorted(examples, key=lambda e: content_key(context.seed, "tokens", e.key)):
+        spent += length(example)
+        if spent > options.tokens:
+            break
+        chosen.append(example)
+    return sorted(chosen, key=lambda e: e.key)
+
+
+def _steps(kept: Sequence[Trace], config: Config, out: Path, context: Context) -> dict[str, Steps]:
+    teacher, student, options = config
+    if options.step_scorer == "teacher":
+        open_engine, identity = partial(open_teacher, teacher), teacher_identity(teacher)
+    else:
+        open_engine = partial(
+            load_engine,
+            "transformers",
+            path=student_checkpoint(student),
+            slots=SCORED_SLOTS,
+            context_tokens=CONTEXT_TOKENS,
+        )
+        identity = student_identity(student)
+    measure = Measure(open_engine, identity, student, options.step_drop_nats)
+    found = measured_steps(kept, measure, out / SCRATCH / "steps.jsonl", context)
+    rows = [found[t.key].model_copy(update={"key": t.key}) for t in kept]
+    write_records(out / "steps.jsonl", rows)
+    return found
+
+
+def _steps_counts(steps: Mapping[str, Steps], options: SuperviseOptions) -> dict[str, Any]:
+    if not steps:
+        return {}
+    lines = [kept for found in steps.values() for kept in found.kept]
+    return {
+        "lines": len(lines),
+        "lines_cut": lines.count(False),
+        "step_drop_nats": options.step_drop_nats,
+        "step_scorer": options.step_scorer,
+    }

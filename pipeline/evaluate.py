@@ -17,18 +17,17 @@ from pipeline.examine import (
     SFT_STAGE,
     Rung,
     artifact_rungs,
+    base_rung,
     checkpoint_rung,
     examine,
-    open_checkpoint,
 )
 from pipeline.ladder import Judged, ladder_rows
 from pipeline.memory import give_back_memory, keep_freed_memory
-from pipeline.prompts import student_messages, teacher_messages
+from pipeline.prompts import teacher_messages
 from pipeline.recipe import EvaluateOptions, StudentOptions, TeacherOptions
 from pipeline.records import Problem
 from pipeline.run import Context
 from pipeline.store import read_records, write_json, write_records
-from pipeline.student import student_checkpoint, student_identity
 from pipeline.tasks.judge import Judge
 from pipeline.teacher import open_teacher, teacher_identity
 from serve.messages import Message
@@ -72,24 +71,14 @@ def rungs_of(config: Config, inputs: Mapping[str, Path]) -> list[Rung]:
     """The rungs in the order of the table."""
     teacher, student, options = config
 
-    def ask_student(problem: Problem) -> tuple[Message, ...]:
-        return student_messages(student, problem.question)
-
     def ask_teacher(problem: Problem) -> tuple[Message, ...]:
         return teacher_messages(teacher, problem.question, problem.family)
 
-    base = f"transformers:{student_identity(student)}"
     return [
         Rung(
             "teacher", teacher_identity(teacher), None, lambda: open_teacher(teacher), ask_teacher
         ),
-        Rung(
-            "base student",
-            base,
-            None,
-            lambda: open_checkpoint(student_checkpoint(student), options),
-            ask_student,
-        ),
+        base_rung(student, options),
         *(
             checkpoint_rung(inputs[name], student, options)
             for name in (SFT_STAGE, ON_POLICY_STAGE)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.asking import ask, request_for
-from pipeline.ladder import Judged
+from pipeline.ladder import BASE, Judged
 from pipeline.prompts import student_messages
 from pipeline.recipe import EvaluateOptions, StudentOptions
 from pipeline.records import Problem, content_key
 from pipeline.run import SCRATCH, Context
+from pipeline.student import student_checkpoint, student_identity
 from pipeline.tasks.judge import Judge
 from serve.engines import load_engine
 from serve.engines.base import Engine
@@ -84,6 +85,17 @@ def checkpoint_rung(folder: Path, student: StudentOptions, options: EvaluateOpti
         f"transformers:{file_sha256(weights)}",
         weights.stat().st_size,
         lambda: open_checkpoint(folder, options),
+        lambda p: student_messages(student, p.question),
+    )
+
+
+def base_rung(student: StudentOptions, options: EvaluateOptions) -> Rung:
+    """The student before any training."""
+    return Rung(
+        BASE,
+        f"transformers:{student_identity(student)}",
+        None,
+        lambda: open_checkpoint(student_checkpoint(student), options),
         lambda p: student_messages(student, p.question),
     )
 

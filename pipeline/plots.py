@@ -22,7 +22,8 @@ matplotlib.rcParams.update(
 )
 
 
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
+    """The figure as an `<svg>` element."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = buffer.getvalue()
@@ -51,7 +52,7 @@ def ladder_svg(ladder: dict[str, Any]) -> str:
     axes.invert_yaxis()
     axes.set_xlim(0, 105)
     axes.set_xlabel(f"correct, % of {ladder['items']} fresh items (95 % Wilson interval)")
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def families_svg(ladder: dict[str, Any]) -> str:
@@ -69,7 +70,7 @@ def families_svg(ladder: dict[str, Any]) -> str:
     axes.set_ylabel("correct, %")
     axes.set_ylim(0, 100)
     axes.legend(ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def lengths_svg(ladder: dict[str, Any]) -> str:
@@ -81,7 +82,7 @@ def lengths_svg(ladder: dict[str, Any]) -> str:
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel("mean answer length, tokens of the answering model")
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def loss_svg(losses: list[dict[str, float]]) -> str:
@@ -100,7 +101,7 @@ def loss_svg(losses: list[dict[str, float]]) -> str:
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
     axes.set_ylim(bottom=0)
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def blocks_svg(rows: list[dict[str, Any]]) -> str:
@@ -118,7 +119,7 @@ def blocks_svg(rows: list[dict[str, Any]]) -> str:
     right.set_ylabel("loss, nats a place")
     right.set_ylim(bottom=0)
     figure.tight_layout()
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def looks_svg(looks: list[dict[str, float]]) -> str:
@@ -140,4 +141,4 @@ def looks_svg(looks: list[dict[str, float]]) -> str:
     right.set_ylim(0, 100)
     right.legend(frameon=False)
     figure.tight_layout()
-    return _svg(figure)
+    return svg_text(figure)

@@ -1,0 +1,158 @@
+"""One student of a study: taught by its own choice, examined on the items all students share.
+
+A study's students stand in folders of their own and share the problems and traces of one run. What
+a student answered is kept (`trained.json`), its weights are not.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from pydantic import ValidationError
+
+from pipeline.all import execute, stages
+from pipeline.examine import SFT_STAGE, checkpoint_rung, examine
+from pipeline.ladder import greedy
+from pipeline.memory import give_back_memory, keep_freed_memory
+from pipeline.progress import Progress
+from pipeline.recipe import Recipe
+from pipeline.records import Problem, content_key
+from pipeline.run import SCRATCH, Context, Manifest, RunDir, Stage
+from pipeline.store import write_file, write_json
+from pipeline.tasks.judge import Judge
+from serve.errors import DataError
+from serve.messages import Record
+
+SHARED = ("01-problems", "02-traces", "03-curated")
+EXAMPLES_STAGE = "04-examples"
+TRAINED = "trained.json"
+MEASURED = "steps.jsonl"
+
+
+class Trained(Record):
+    """What one student was taught, at which cost, and which items it got right.
+
+    `supervised_tokens` are those of all epochs together.
+    """
+
+    fingerprint: str
+    examples: int
+    epochs: int
+    supervised_tokens: int
+    trained_tokens: int
+    took_s: float
+    mean_answer_tokens: float
+    right: dict[str, bool]
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.right.values()) / len(self.right)
+
+    @property
+    def tokens_per_example(self) -> float:
+        return self.supervised_tokens / (self.examples * self.epochs)
+
+
+def trained(
+    base: RunDir,
+    root: Path,
+    recipe: Recipe,
+    problems: Sequence[Problem],
+    progress: Progress,
+    supervised_tokens: int | None = None,
+) -> Trained:
+    """Teach a student below `root` by `recipe` and examine it, unless that was done already.
+
+    `base` has the problems and traces. `supervised_tokens`: epochs are raised until about so many
+    were learned from. Raises DataError when the recipe's view can make no example of the traces.
+    """
+    run = RunDir(root)
+    with run.locked(), run.logged():
+        _share(base, run)
+        execute(run, recipe, progress, until=EXAMPLES_STAGE)
+        _give(run.root / EXAMPLES_STAGE / SCRATCH / MEASURED, root.parent / MEASURED)
+        made = _manifest(run, recipe, EXAMPLES_STAGE)
+        recipe = _with_epochs(recipe, made.counts["supervised_tokens"], supervised_tokens)
+        asked = content_key(recipe.asked_student.system, recipe.evaluate.model_dump(mode="json"))
+        stage = _stage(recipe, SFT_STAGE)
+        planned = run.fingerprint(stage, {EXAMPLES_STAGE: made}, recipe.run.seed)
+        fingerprint = content_key(planned, asked, sorted(p.key for p in problems))
+        known = _known(root / TRAINED, fingerprint)
+        if known is None:
+            execute(run, recipe, progress, until=SFT_STAGE)
+            known = _examined(run, recipe, problems, fingerprint, progress)
+            write_json(root / TRAINED, known.model_dump(mode="json"))
+            # 270 MB a student, and a study has dozens.
+            (root / SFT_STAGE / "model.safetensors").unlink()
+    return known
+
+
+def _share(base: RunDir, run: RunDir) -> None:
+    for name in SHARED:
+        shutil.rmtree(run.root / name, ignore_errors=True)
+        shutil.copytree(base.root / name, run.root / name, ignore=shutil.ignore_patterns(SCRATCH))
+    _give(run.root.parent / MEASURED, run.root / EXAMPLES_STAGE / SCRATCH / MEASURED)
+
+
+def _give(source: Path, target: Path) -> None:
+    """What one student's view measured, the next one's need not measure again."""
+    if source.exists() and not (target.exists() and target.stat().st_size > source.stat().st_size):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_file(target, source.read_bytes())
+
+
+def _with_epochs(recipe: Recipe, made_tokens: int, wanted_tokens: int | None) -> Recipe:
+    if wanted_tokens is None:
+        return recipe
+    epochs = max(recipe.sft.epochs, round(wanted_tokens / made_tokens))
+    return recipe.model_copy(update={"sft": recipe.sft.model_copy(update={"epochs": epochs})})
+
+
+def _stage(recipe: Recipe, name: str) -> Stage:
+    return next(stage for stage in stages(recipe) if stage.name == name)
+
+
+def _manifest(run: RunDir, recipe: Recipe, name: str) -> Manifest:
+    found = run.manifest(_stage(recipe, name))
+    if found is None:
+        raise DataError(f"{run.root / name} has no manifest")
+    return found
+
+
+def _known(path: Path, fingerprint: str) -> Trained | None:
+    try:
+        found = Trained.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return found if found.fingerprint == fingerprint else None
+
+
+def _examined(
+    run: RunDir,
+    recipe: Recipe,
+    problems: Sequence[Problem],
+    fingerprint: str,
+    progress: Progress,
+) -> Trained:
+    options = recipe.evaluate.model_copy(update={"k_items": 0})
+    rung = checkpoint_rung(run.root / SFT_STAGE, recipe.asked_student, options)
+    keep_freed_memory(one_heap=True)
+    context = Context(recipe.run.seed, progress)
+    with Judge() as judge:
+        judged = examine(rung, problems, options, run.root / "evaluated", judge, context)
+    give_back_memory()
+    keep_freed_memory()
+    done = _manifest(run, recipe, SFT_STAGE)
+    return Trained(
+        fingerprint=fingerprint,
+        examples=done.counts["examples"],
+        epochs=recipe.sft.epochs,
+        supervised_tokens=done.counts["supervised_tokens"],
+        trained_tokens=done.counts["trained_tokens"],
+        took_s=done.took_s,
+        mean_answer_tokens=round(mean(j.completion.completion_tokens for j in judged), 1),
+        right=greedy(judged),
+    )

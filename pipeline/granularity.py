@@ -1,0 +1,150 @@
+"""Which supervision does a student need? One student a view, all on the same items.
+
+    python -m pipeline.granularity [RECIPE] [--run FOLDER] [--traces 40 80] [--views full answer …]
+
+Each size of supervision is tried twice: with the same traces for every view, and with the same
+number of supervised tokens (more traces, then more epochs, for views that take less of each). Reads
+and, where they are missing, makes the problems and traces of the run; writes
+`FOLDER/granularity/`: a folder a student, `granularity.json`, `granularity.md` and a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.all import QUIET, execute
+from pipeline.cells import Trained, trained
+from pipeline.examine import base_rung, examine
+from pipeline.granularity_table import Arm, Taught, as_json, plot, sentences, table
+from pipeline.ladder import greedy
+from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
+from pipeline.progress import Progress
+from pipeline.recipe import Recipe, find_recipe, load_recipe
+from pipeline.records import Problem, Trace
+from pipeline.run import Context, RunDir
+from pipeline.store import read_records, write_file, write_json
+from pipeline.tasks.judge import Judge
+from pipeline.views import VIEWS
+from serve.errors import DataError, Interrupted, RetortError
+
+FOLDER = "granularity"
+REFERENCE = "full"
+# Views that cut lines need at most so many times the traces for the same number of tokens, and
+# measuring a trace costs more than training on it.
+STEPS_TRACES = 3
+
+
+def study(
+    run: RunDir,
+    recipe: Recipe,
+    sizes: Sequence[int],
+    views: Sequence[str],
+    items: int,
+    progress: Progress,
+) -> list[Taught]:
+    """Teach and examine a student for every view, size and arm."""
+    with run.locked(), run.logged():
+        execute(run, recipe, progress, until="03-curated")
+    problems = list(read_records(run.root / "01-problems" / "eval.jsonl", Problem))[:items]
+    kept = sum(1 for _ in read_records(run.root / "03-curated" / "kept.jsonl", Trace))
+    if max(sizes) > kept:
+        raise DataError(f"{max(sizes)} traces a student wanted, {kept} kept in {run.root}")
+    found = []
+    for size in sizes:
+        reference = _teach(run, recipe, REFERENCE, "traces", size, problems, progress)
+        budget = reference.supervised_tokens
+        for view in views:
+            for arm in ("traces", "tokens"):
+                tokens = budget if arm == "tokens" and view != REFERENCE else None
+                progress.say(f"{size} traces, {arm}: {view}")
+                try:
+                    student = _teach(run, recipe, view, arm, size, problems, progress, tokens)
+                except DataError as error:
+                    found.append(Taught(view, arm, size, None, str(error).replace("\n", "; ")))
+                    continue
+                found.append(Taught(view, arm, size, student, ""))
+    return found
+
+
+def _teach(
+    run: RunDir,
+    recipe: Recipe,
+    view: str,
+    arm: Arm,
+    size: int,
+    problems: Sequence[Problem],
+    progress: Progress,
+    tokens: int | None = None,
+) -> Trained:
+    options = recipe.supervise.model_copy(update={"view": view, "traces": size})
+    if tokens is not None:
+        traces = STEPS_TRACES * size if view == "steps" else None
+        update = {"traces": traces, "tokens": tokens // recipe.sft.epochs}
+        options = options.model_copy(update=update)
+    changed = recipe.model_copy(update={"supervise": options})
+    # What is the same in both arms is one student.
+    name = f"{size}-{'tokens' if tokens is not None else 'traces'}-{view}"
+    return trained(run, run.root / FOLDER / name, changed, problems, progress, tokens)
+
+
+def untaught(
+    run: RunDir, recipe: Recipe, problems: Sequence[Problem], progress: Progress
+) -> dict[str, bool]:
+    """What the base student gets right in its usual prompt."""
+    options = recipe.evaluate.model_copy(update={"k_items": 0})
+    rung = base_rung(recipe.student, options)
+    keep_freed_memory(one_heap=True)
+    with Judge() as judge:
+        context = Context(recipe.run.seed, progress)
+        return greedy(examine(rung, problems, options, run.root / FOLDER / "base", judge, context))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    progress = Progress()
+    try:
+        recipe = load_recipe(find_recipe(options.recipe), tuple(options.set))
+        run = RunDir(options.run or Path("runs") / recipe.run.name)
+        found = study(run, recipe, options.traces, options.views, options.items, progress)
+        problems = list(read_records(run.root / "01-problems" / "eval.jsonl", Problem))
+        base = untaught(run, recipe, problems[: options.items], progress)
+    except RetortError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return Interrupted.exit_code
+    text = table(found, base, options.margin) + "\n" + sentences(found, base, options.margin)
+    folder = run.root / FOLDER
+    write_json(folder / "granularity.json", as_json(found, base, options.margin))
+    write_file(folder / "granularity.md", text)
+    write_file(folder / "granularity.svg", plot(found, base))
+    print(f"{text}\ntable and plot: {folder}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.granularity",
+        description="Teach one student a view of the same traces, and name the smallest supervision"
+        " that still transfers.",
+    )
+    parser.add_argument("recipe", nargs="?", default="default")
+    parser.add_argument("--run", type=Path, help="run folder (default: runs/NAME of the recipe)")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--traces", type=int, nargs="+", default=[40, 80], metavar="N")
+    parser.add_argument("--views", nargs="+", choices=list(VIEWS), default=list(VIEWS))
+    parser.add_argument("--items", type=int, default=150, help="evaluation items a student")
+    parser.add_argument("--margin", type=float, default=5.0, help="points that may be lost")
+    return parser
+
+
+if __name__ == "__main__":
+    start_again_on_huge_pages()
+    sys.exit(main())

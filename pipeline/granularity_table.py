@@ -1,0 +1,206 @@
+"""What the students of a granularity study say: a table, a plot, and claims the items allow.
+
+Pure functions from who was taught what and which items they got right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from matplotlib.figure import Figure
+
+from pipeline.cells import Trained
+from pipeline.ladder import against
+from pipeline.plots import COLOURS, svg_text
+from quant.stats import wilson
+
+Arm = Literal["traces", "tokens"]
+HEAD = [
+    "view",
+    "examples x epochs",
+    "supervised tokens",
+    "accuracy",
+    "against the best",
+    "points a 1,000 tokens",
+    "answer tokens",
+    "minutes",
+]
+EQUAL = {"traces": "equal traces", "tokens": "equal supervised tokens"}
+
+
+class Taught(NamedTuple):
+    """One cell of the study; without a student where the view cannot be made, and why."""
+
+    view: str
+    arm: Arm
+    size: int
+    student: Trained | None
+    reason: str
+
+
+class Judgement(NamedTuple):
+    """What one part of the study (an arm at a size) allows to say.
+
+    `difference` and `interval` (95 %) are against the best student, in shares; `within`: views that
+    lose less than the margin to it; `smallest` of those has the fewest supervised tokens an
+    example. `learned`: the best is better than the base student.
+    """
+
+    best: str
+    differences: dict[str, tuple[float, tuple[float, float]]]
+    within: list[str]
+    smallest: str
+    learned: bool
+
+
+def judge(part: Sequence[Taught], base: dict[str, bool], margin_points: float) -> Judgement | None:
+    """Non-inferiority to the best, paired; None where nobody could be taught."""
+    students = {t.view: t.student for t in part if t.student is not None}
+    if not students:
+        return None
+    best = max(students, key=lambda v: (students[v].accuracy, -students[v].tokens_per_example))
+    differences = {}
+    for view, student in students.items():
+        found = against(students[best].right, student.right)
+        assert found is not None
+        low, high = found["interval"]
+        differences[view] = (found["difference"], (low, high))
+    within = [
+        view
+        for view, (_, (low, _)) in differences.items()
+        if view == best or low > -margin_points / 100
+    ]
+    gained = against(base, students[best].right)
+    return Judgement(
+        best,
+        differences,
+        within,
+        min(within, key=lambda v: students[v].tokens_per_example),
+        gained is not None and gained["interval"][0] > 0,
+    )
+
+
+def parts_of(found: Sequence[Taught]) -> list[tuple[Arm, int, list[Taught]]]:
+    """The study cut into what may be compared: one arm at one size."""
+    keys = list(dict.fromkeys((t.size, t.arm) for t in found))
+    return [(arm, n, [t for t in found if (t.size, t.arm) == (n, arm)]) for n, arm in keys]
+
+
+def table(found: Sequence[Taught], base: dict[str, bool], margin_points: float) -> str:
+    """Markdown, a table a part."""
+    items = len(base)
+    share = sum(base.values()) / items
+    lines = [f"{items} fresh items; base student {100 * share:.1f} %."]
+    for arm, size, part in parts_of(found):
+        said = judge(part, base, margin_points)
+        lines += ["", f"**{size} traces of view full, {EQUAL[arm]}**", "", _row(HEAD)]
+        lines.append(_row(["---"] * len(HEAD)))
+        lines += [_row(_cells(taught, said, share)) for taught in part]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(taught: Taught, said: Judgement | None, base_share: float) -> list[str]:
+    student = taught.student
+    if student is None or said is None:
+        return [taught.view, taught.reason, *[""] * (len(HEAD) - 2)]
+    low, high = wilson(sum(student.right.values()), len(student.right))
+    difference, (worst, most) = said.differences[taught.view]
+    gained = 100 * (student.accuracy - base_share) / (student.supervised_tokens / 1000)
+    return [
+        taught.view,
+        f"{student.examples} x {student.epochs}",
+        f"{student.supervised_tokens:,}",
+        f"{100 * student.accuracy:.1f} [{100 * low:.0f}, {100 * high:.0f}]",
+        "best"
+        if taught.view == said.best
+        else f"{100 * difference:+.1f} [{100 * worst:+.1f}, {100 * most:+.1f}]",
+        f"{gained:+.2f}",
+        f"{student.mean_answer_tokens:.0f}",
+        f"{student.took_s / 60:.1f}",
+    ]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def sentences(found: Sequence[Taught], base: dict[str, bool], margin_points: float) -> str:
+    """One claim a part, no stronger than its intervals."""
+    lines = []
+    for arm, size, part in parts_of(found):
+        said = judge(part, base, margin_points)
+        place = f"{size} traces, {EQUAL[arm]}"
+        if said is None:
+            lines.append(f"- {place}: no view could be made.")
+        elif not said.learned:
+            lines.append(
+                f"- {place}: no claim. The best, {said.best}, is not shown to be better than the "
+                f"base student on {len(base)} items."
+            )
+        elif said.smallest == said.best:
+            lines.append(
+                f"- {place}: {said.best} is best; no smaller view is shown to stay within "
+                f"{margin_points:g} points of it."
+            )
+        else:
+            lines.append(
+                f"- {place}: the smallest supervision that still transfers is {said.smallest}: "
+                f"within {margin_points:g} points of the best, {said.best}."
+            )
+    return "\n".join(lines) + "\n"
+
+
+def as_json(found: Sequence[Taught], base: dict[str, bool], margin_points: float) -> dict[str, Any]:
+    """All of it, for other programs: `granularity.json`."""
+    parts = []
+    for arm, size, part in parts_of(found):
+        said = judge(part, base, margin_points)
+        students = [
+            {
+                "view": t.view,
+                "reason": t.reason,
+                **(t.student.model_dump(mode="json") if t.student else {}),
+            }
+            for t in part
+        ]
+        parts.append(
+            {
+                "arm": arm,
+                "traces": size,
+                "judgement": said._asdict() if said else None,
+                "students": students,
+            }
+        )
+    return {"margin_points": margin_points, "base": base, "parts": parts}
+
+
+def plot(found: Sequence[Taught], base: dict[str, bool]) -> str:
+    """Accuracy over supervised tokens, a colour a view. Filled: equal traces; hollow: tokens."""
+    figure = Figure(figsize=(8, 4))
+    axes = figure.subplots()
+    views = list(dict.fromkeys(t.view for t in found))
+    for taught in found:
+        student = taught.student
+        if student is None:
+            continue
+        share, colour = 100 * student.accuracy, COLOURS[views.index(taught.view) % len(COLOURS)]
+        low, high = wilson(sum(student.right.values()), len(student.right))
+        first = next(t for t in found if t.view == taught.view and t.student is not None)
+        axes.errorbar(
+            student.supervised_tokens,
+            share,
+            yerr=[[max(0.0, share - 100 * low)], [max(0.0, 100 * high - share)]],
+            fmt="o",
+            color=colour,
+            markerfacecolor=colour if taught.arm == "traces" else "white",
+            capsize=3,
+            label=taught.view if taught is first else None,
+        )
+    axes.axhline(100 * sum(base.values()) / len(base), color="#555555", linestyle=":")
+    axes.set_xscale("log")
+    axes.set_xlabel("supervised tokens of all epochs (filled: equal traces, hollow: equal tokens)")
+    axes.set_ylabel(f"correct, % of {len(base)} items")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return svg_text(figure)

@@ -1,0 +1,92 @@
+"""What a study may claim, on students whose right answers are known."""
+
+import pytest
+
+from pipeline.cells import Trained
+from pipeline.granularity_table import Taught, as_json, judge, parts_of, plot, sentences, table
+
+ITEMS = 400
+
+
+def rights(count, shift=0):
+    """`count` right answers of 400, the first ones or those after `shift`."""
+    return {f"i{n:03d}": shift <= n < shift + count for n in range(ITEMS)}
+
+
+def taught(view, right, tokens, arm="traces", examples=40):
+    student = Trained(
+        fingerprint=view,
+        examples=examples,
+        epochs=3,
+        supervised_tokens=tokens,
+        trained_tokens=2 * tokens,
+        took_s=60.0,
+        mean_answer_tokens=50.0,
+        right=right,
+    )
+    return Taught(view, arm, 40, student, "")
+
+
+BASE = rights(20)
+
+
+def test_the_smallest_that_stays_within_the_margin_is_named():
+    part = [
+        taught("full", rights(200), 6000),
+        taught("steps", rights(198), 3000),
+        taught("answer", rights(100), 600),
+    ]
+    said = judge(part, BASE, 5.0)
+    assert said.best == "full"
+    assert said.within == ["full", "steps"]
+    assert said.smallest == "steps"
+    assert said.learned
+    assert said.differences["answer"][0] == pytest.approx(-0.25)
+    assert sentences(part, BASE, 5.0) == (
+        "- 40 traces, equal traces: the smallest supervision that still transfers is steps: within"
+        " 5 points of the best, full.\n"
+    )
+
+
+def test_a_difference_the_items_cannot_rule_out_is_not_within_the_margin():
+    """The same two points less, on other items: the interval reaches past the margin."""
+    part = [taught("full", rights(200), 6000), taught("steps", rights(192, shift=100), 3000)]
+    said = judge(part, BASE, 5.0)
+    assert said.differences["steps"][0] == pytest.approx(-0.02)
+    assert said.within == ["full"]
+    assert sentences(part, BASE, 5.0) == (
+        "- 40 traces, equal traces: full is best; no smaller view is shown to stay within 5 points"
+        " of it.\n"
+    )
+
+
+def test_no_claim_where_nothing_was_learned():
+    part = [taught("full", rights(24), 6000), taught("answer", rights(22), 600)]
+    assert sentences(part, BASE, 5.0) == (
+        "- 40 traces, equal traces: no claim. The best, full, is not shown to be better than the"
+        " base student on 400 items.\n"
+    )
+
+
+def test_a_view_that_cannot_be_made_says_why():
+    found = [taught("full", rights(200), 6000), Taught("errors", "traces", 40, None, "no attempt")]
+    shown = table(found, BASE, 5.0)
+    assert shown.splitlines()[0] == "400 fresh items; base student 5.0 %."
+    assert "| full | 40 x 3 | 6,000 | 50.0 [45, 55] | best | +7.50 | 50 | 1.0 |" in shown
+    assert "| errors | no attempt |  |" in shown
+    assert judge(found[1:], BASE, 5.0) is None
+    stored = as_json(found, BASE, 5.0)["parts"][0]["students"]
+    assert [s["reason"] for s in stored] == ["", "no attempt"]
+
+
+def test_arms_and_sizes_are_judged_apart():
+    found = [
+        taught("full", rights(200), 6000),
+        taught("full", rights(200), 6000, arm="tokens"),
+        taught("answer", rights(150), 6000, arm="tokens", examples=400),
+    ]
+    assert [(arm, size, len(part)) for arm, size, part in parts_of(found)] == [
+        ("traces", 40, 1),
+        ("tokens", 40, 2),
+    ]
+    assert plot(found, BASE).startswith("<svg")

@@ -10,7 +10,6 @@ writes `FOLDER/compare.json`, which the report then shows.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -25,7 +24,7 @@ from pipeline.ledger import COMPARED, greedy_by_rung, manifest_of
 from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, recorded_recipe
 from pipeline.records import Problem
 from pipeline.run import SCRATCH, Context, RunDir, run_stage
 from pipeline.store import read_records, write_file, write_json
@@ -56,11 +55,7 @@ def larger_recipe(recipe: Recipe, root: Path) -> tuple[Recipe, float, int]:
 
 def compare(root: Path, progress: Progress) -> dict[str, Any]:
     """Train the rival, ask it the run's evaluation items, write and return the comparison."""
-    try:
-        data = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{root} is no run: {error.strerror}") from error
-    recipe = Recipe.model_validate(data)
+    recipe = recorded_recipe(root)
     if recipe.on_policy.method == "none":
         raise DataError(f"{root} has no practice", hint="set on_policy.method in its recipe")
     for stage in stages(recipe)[:-1]:
@@ -126,7 +121,7 @@ def _verdict(judged: list[Judged], root: Path) -> dict[str, Any]:
 
 def show_again(root: Path, progress: Progress) -> None:
     """Write the report anew, with the comparison in it."""
-    recipe = Recipe.model_validate(json.loads((root / "recipe.json").read_text(encoding="utf-8")))
+    recipe = recorded_recipe(root)
     run = RunDir(root)
     table = stages(recipe)
     inputs = {s.name: m for s in table if (m := run.manifest(s)) is not None and not s.files}

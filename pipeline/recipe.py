@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.on_policy_options import OnPolicyOptions
-from serve.errors import RecipeError
+from serve.errors import DataError, RecipeError
 from serve.messages import Record
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
@@ -264,6 +264,15 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise RecipeError(f"{path.name}: {_first_fault(error)}") from error
+
+
+def recorded_recipe(root: Path) -> Recipe:
+    """The recipe of a run, as it was resolved. Raises DataError where there is no run."""
+    try:
+        text = (root / "recipe.json").read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{root} is no run: {error.strerror}") from error
+    return Recipe.model_validate_json(text)
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

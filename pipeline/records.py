@@ -29,7 +29,8 @@ def content_key(*parts: Any) -> str:
 class Problem(Record):
     """One question, its reference answer, and who says whether an answer is right.
 
-    `scorer` is `gym:FAMILY` (the family's own scorer reads `entry`) or `math` (math-verify).
+    `scorer` is `gym:FAMILY` (the family's own scorer reads `entry`), `math` (math-verify), or
+    `contains` (the reference stands in the answer as whole words).
     """
 
     question: str = Field(min_length=1)

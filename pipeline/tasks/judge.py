@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -134,6 +135,8 @@ def is_right(problem: Problem, answer: str) -> bool:
         from pipeline.tasks.gym import score
 
         return score(problem, answer)
+    if problem.scorer == "contains":
+        return re.search(rf"\b{re.escape(problem.answer)}\b", answer, re.IGNORECASE) is not None
     return _same_mathematics(problem.answer, answer)
 
 

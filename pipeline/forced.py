@@ -1,0 +1,64 @@
+"""Does the answer depend on the reasoning? The reasoning is cut or swapped, and the answer forced.
+
+A student whose answer is as good after half of its reasoning, or after somebody else's, shows its
+reasoning and does not use it ("The False Promise of Imitating Proprietary LLMs", arXiv 2305.15717,
+is about students that sound right).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.ladder import Judged
+from pipeline.records import content_key
+from pipeline.supervise import reasoning_of
+from serve.reasoning import CLOSE_TAG, OPEN_TAG, split_reasoning
+
+SHARES = (0.0, 0.25, 0.5, 0.75)
+SWAPPED = "another's"
+WHOLE = "whole"
+
+
+def forced_beginnings(answers: Sequence[Judged]) -> dict[tuple[str, str], str]:
+    """(item, name) -> how an answer is begun: after a share of the rung's own reasoning, or after
+    that of another item of the family. Items without finished reasoning are left out."""
+    reasoned = {
+        a.item: a
+        for a in sorted(answers, key=lambda a: a.item)
+        if a.completion.finish == "stop" and reasoning_of(a.completion.text)
+    }
+    begun: dict[tuple[str, str], str] = {}
+    for item, answer in reasoned.items():
+        text = answer.completion.text
+        lines = reasoning_of(text).splitlines()
+        for share in SHARES:
+            begun[item, name_of(share)] = _begun(text, _cut(lines, share))
+        others = [o for o in reasoned.values() if o.family == answer.family and o.item != item]
+        if others:
+            other = min(others, key=lambda o: content_key("swapped", item, o.item))
+            begun[item, SWAPPED] = _begun(text, reasoning_of(other.completion.text))
+    return begun
+
+
+def name_of(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _cut(lines: Sequence[str], share: float) -> str:
+    """The first `share` of the reasoning's characters, in whole lines and words."""
+    text = "\n".join(lines)
+    end = round(share * len(text))
+    part = text[:end]
+    # Half a number would be another number.
+    return (
+        part
+        if not text[end : end + 1].strip()
+        else part[: max(part.rfind(" "), part.rfind("\n"), 0)]
+    )
+
+
+def _begun(text: str, reasoning: str) -> str:
+    """In the form of the answer it is taken from: with tags, or lines and an announcement."""
+    if split_reasoning(text).reasoning:
+        return f"{OPEN_TAG}\n{reasoning}\n{CLOSE_TAG}\nAnswer:"
+    return f"{reasoning}\nAnswer:" if reasoning else "Answer:"

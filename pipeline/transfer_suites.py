@@ -1,0 +1,111 @@
+"""Suites as data: what a student is asked beyond its evaluation items, and in which words.
+
+A TOML file names suites of problems (families with the reason they are asked, or a file of
+problems) and styles, ways to ask the same problem. Built-in files lie in `pipeline/suites/`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.recipe import FamilyOptions
+from pipeline.records import Problem, content_key
+from pipeline.tasks.files import jsonl_problems
+from pipeline.tasks.gym import family_problems
+from serve.errors import RecipeError
+from serve.messages import Message, Record
+
+FOLDER = Path(__file__).parent / "suites"
+
+
+class SuiteFamily(FamilyOptions):
+    reason: str = Field(description="why a student of this recipe is asked it")
+
+
+class Suite(Record):
+    name: str
+    items: int = Field(20, ge=1, le=100_000, description="problems a family")
+    families: tuple[SuiteFamily, ...] = ()
+    file: str | None = Field(None, description="JSONL of problems, beside the suites file")
+
+
+class Style(Record):
+    """One way to ask. A problem that `replace` does not touch is not asked in it."""
+
+    name: str
+    text: str = Field("{question}", pattern=r"\{question\}")
+    system: str | None = Field(None, description="another system prompt; empty: none")
+    shots: int = Field(0, ge=0, le=32, description="solved problems of the same family before it")
+    lower: bool = Field(False, description="in lower case")
+    replace: tuple[tuple[str, str], ...] = Field((), description="words and their translation")
+
+
+class StylesOptions(Record):
+    items: int = Field(30, ge=1, le=100_000, description="evaluation items asked in every style")
+
+
+class Suites(Record):
+    suite: tuple[Suite, ...] = ()
+    styles: StylesOptions = StylesOptions()
+    style: tuple[Style, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Suites:
+        names = [s.name for s in self.suite] + [s.name for s in self.style]
+        if len(set(names)) < len(names):
+            raise ValueError("two suites or styles of one name")
+        return self
+
+
+def load_suites(name: str) -> tuple[Suites, Path]:
+    """Suites by built-in name or path, and the folder they lie in. Raises RecipeError."""
+    found = [p for p in (Path(name), FOLDER / f"{name}.toml") if p.is_file()]
+    if not found:
+        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.toml")))
+        raise RecipeError(f"suites {name!r} are not there", hint=f"built in: {known}")
+    path = found[0]
+    try:
+        return Suites.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))), path.parent
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"cannot read suites {path.name}: {error}") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise RecipeError(f"{path.name}: {place}: {fault['msg']}") from error
+
+
+def suite_problems(suite: Suite, folder: Path, seed: int, known: set[str]) -> list[Problem]:
+    """A suite's problems, none of whose questions is in `known`, sorted by key."""
+    chosen: list[Problem] = []
+    for family in suite.families:
+        own_seed = int(content_key(seed, "suite", suite.name, family.name)[:8], 16) >> 1
+        drawn = family_problems(family.name, family.options, own_seed, 4 * suite.items)
+        fresh = {p.question: p for p in drawn if p.question not in known}
+        chosen += list(fresh.values())[: suite.items]
+    if suite.file:
+        chosen += [p for p in jsonl_problems(folder / suite.file) if p.question not in known]
+    return sorted(chosen, key=lambda p: p.key)
+
+
+def styled(
+    messages: Sequence[Message], style: Style, shots: Sequence[tuple[Message, Message]]
+) -> tuple[Message, ...] | None:
+    """`messages` (system, question) asked in a style; None where the style does not apply."""
+    system, question = messages[0], messages[-1].content
+    said = question
+    for words, translation in style.replace:
+        said = said.replace(words, translation)
+    if style.replace and said == question:
+        return None
+    said = style.text.format(question=said)
+    if style.lower:
+        said = said.lower()
+    if style.system is not None:
+        system = system.model_copy(update={"content": style.system})
+    before = [m for m in (system, *messages[1:-1]) if m.content]
+    turns = [turn for shot in shots[: style.shots] for turn in shot]
+    return (*before, *turns, Message(role="user", content=said))

@@ -1,0 +1,50 @@
+"""Where reasoning is cut, and what is put in its place."""
+
+from pipeline.forced import SWAPPED, forced_beginnings
+from pipeline.ladder import Judged
+from pipeline.records import Verdict
+from serve.messages import Completion
+
+
+def judged(item, text, family="f", finish="stop"):
+    return Judged(
+        rung="r",
+        item=item,
+        family=family,
+        sample=0,
+        completion=Completion(text=text, finish=finish, prompt_tokens=1, completion_tokens=9),
+        verdict=Verdict(passed=True, reason="correct", extracted="12", verifier="v"),
+    )
+
+
+OWN = judged("a", "<think>\n3 + 4 = 7\n7 + 5 = 12\n</think>\nAnswer: 12")
+
+
+def test_reasoning_is_cut_at_words_and_the_answer_begun_in_its_own_form():
+    begun = forced_beginnings([OWN])
+    assert begun == {
+        ("a", "0 %"): "<think>\n\n</think>\nAnswer:",
+        ("a", "25 %"): "<think>\n3 + 4\n</think>\nAnswer:",
+        ("a", "50 %"): "<think>\n3 + 4 = 7\n</think>\nAnswer:",
+        ("a", "75 %"): "<think>\n3 + 4 = 7\n7 + 5\n</think>\nAnswer:",
+    }
+
+
+def test_reasoning_without_tags_stays_without():
+    begun = forced_beginnings([judged("a", "3 + 4 = 7\n7 + 5 = 12\nAnswer: 12")])
+    assert begun["a", "50 %"] == "3 + 4 = 7\nAnswer:"
+    assert begun["a", "0 %"] == "Answer:"
+
+
+def test_it_is_swapped_within_a_family():
+    other = judged("b", "<think>\n1 + 1 = 2\n</think>\nAnswer: 2")
+    stranger = judged("c", "<think>\nrain\n</think>\nAnswer: wet", family="g")
+    begun = forced_beginnings([OWN, other, stranger])
+    assert begun["a", SWAPPED] == "<think>\n1 + 1 = 2\n</think>\nAnswer:"
+    assert begun["b", SWAPPED] == "<think>\n3 + 4 = 7\n7 + 5 = 12\n</think>\nAnswer:"
+    assert ("c", SWAPPED) not in begun
+
+
+def test_unfinished_and_unreasoned_answers_are_left_out():
+    cut = judged("b", "<think>\n1 + 1", finish="length")
+    assert forced_beginnings([cut, judged("c", "Answer: 3")]) == {}

@@ -1,0 +1,97 @@
+"""Suites as data: what they hold, in which words they ask, and what is refused."""
+
+import pytest
+
+from pipeline.recipe import find_recipe, load_recipe
+from pipeline.tasks.gym import family_problems
+from pipeline.tasks.judge import Judge
+from pipeline.transfer_suites import Style, load_suites, styled, suite_problems
+from serve.errors import RecipeError
+from serve.messages import Completion, Message
+
+SYSTEM = Message(role="system", content="Think.")
+QUESTION = Message(role="user", content="Solve for s: 7*s = 14")
+SHOT = (Message(role="user", content="1?"), Message(role="assistant", content="Answer: 1"))
+
+
+def test_the_built_in_suites_hold_what_they_say():
+    suites, folder = load_suites("embedded")
+    sizes = {s.name: len(suite_problems(s, folder, 1, set())) for s in suites.suite}
+    assert sizes == {"harder": 80, "related": 120, "general": 40}
+    assert len(suites.style) == 9
+    trained = {f.name for f in load_recipe(find_recipe("default")).problems.families}
+    asked = {s.name: {f.name for f in s.families} for s in suites.suite}
+    assert asked["harder"] == trained
+    assert not asked["related"] & trained
+
+
+def test_what_a_run_knows_is_not_asked():
+    suites, folder = load_suites("embedded")
+    harder = suites.suite[0]
+    first = suite_problems(harder, folder, 1, set())
+    known = {p.question for p in first[:10]}
+    again = suite_problems(harder, folder, 1, known)
+    assert len(again) == 80
+    assert not known & {p.question for p in again}
+
+
+def test_every_training_question_can_be_asked_in_german():
+    suites, _ = load_suites("embedded")
+    (german,) = [s for s in suites.style if s.name == "German"]
+    for family in load_recipe(find_recipe("default")).problems.families:
+        for problem in family_problems(family.name, family.options, 5, 40):
+            messages = (SYSTEM, Message(role="user", content=problem.question))
+            said = styled(messages, german, [])
+            assert said is not None, problem.question
+            words = {"the", "Find", "Solve", "value", "Give", "only", "that"}
+            assert not words & set(said[-1].content.replace(":", " ").split()), said
+
+
+@pytest.mark.parametrize(
+    ("style", "asked"),
+    [
+        (Style(name="s", text="{question} Short."), ["Think.", "Solve for s: 7*s = 14 Short."]),
+        (Style(name="s", lower=True), ["Think.", "solve for s: 7*s = 14"]),
+        (Style(name="s", system=""), ["Solve for s: 7*s = 14"]),
+        (Style(name="s", system="Help."), ["Help.", "Solve for s: 7*s = 14"]),
+        (Style(name="s", shots=1), ["Think.", "1?", "Answer: 1", "Solve for s: 7*s = 14"]),
+        (
+            Style(name="s", text="{question} \\boxed{{}}"),
+            ["Think.", "Solve for s: 7*s = 14 \\boxed{}"],
+        ),
+    ],
+)
+def test_a_style_says_the_same_otherwise(style, asked):
+    said = styled((SYSTEM, QUESTION), style, [SHOT, SHOT])
+    assert [m.content for m in said] == asked
+
+
+def test_a_translation_that_does_not_apply_is_not_asked():
+    assert styled((SYSTEM, QUESTION), Style(name="s", replace=(("Multiply", "Mal"),)), []) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "passed"),
+    [("The capital of France is Paris.", True), ("paris", True), ("Parisian", False)],
+)
+def test_general_questions_look_for_the_reference_as_a_word(answer, passed):
+    suites, folder = load_suites("embedded")
+    (general,) = [s for s in suites.suite if s.name == "general"]
+    (paris,) = [p for p in suite_problems(general, folder, 1, set()) if p.answer == "Paris"]
+    said = Completion(text=answer, finish="stop", prompt_tokens=1, completion_tokens=3)
+    with Judge() as judge:
+        assert judge.verdict(paris, said).passed is passed
+
+
+def test_faults_name_their_place(tmp_path):
+    with pytest.raises(
+        RecipeError, match="suites 'nowhere' are not there\nhint: built in: embedded"
+    ):
+        load_suites("nowhere")
+    path = tmp_path / "mine.toml"
+    path.write_text('[[style]]\nname = "x"\ntext = "no place"\n')
+    with pytest.raises(RecipeError, match=r"mine.toml: style.0.text: String should match pattern"):
+        load_suites(str(path))
+    path.write_text('[[style]]\nname = "x"\n[[style]]\nname = "x"\n')
+    with pytest.raises(RecipeError, match="two suites or styles of one name"):
+        load_suites(str(path))

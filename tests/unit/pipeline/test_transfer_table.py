@@ -1,0 +1,80 @@
+"""Students whose answers are known: one reasons, one only sounds as if."""
+
+import pytest
+
+from pipeline.records import Verdict
+from pipeline.transfer_table import Asked, summary, text_of
+from serve.messages import Completion
+
+CUTS = ("0 %", "25 %", "50 %", "75 %", "another's")
+
+
+def rows(rung, suite, right, items=20, style="", family="f"):
+    return [
+        Asked(
+            rung=rung,
+            suite=suite,
+            style=style,
+            item=f"i{n}",
+            family=family,
+            completion=Completion(text="", finish="stop", prompt_tokens=1, completion_tokens=1),
+            verdict=Verdict(passed=n < right, reason="wrong", extracted=None, verifier="v"),
+        )
+        for n in range(items)
+    ]
+
+
+def student(rung, fresh, forced, styles=(8, 6)):
+    found = rows(rung, "fresh", fresh) + rows(rung, "harder", fresh // 2, items=10)
+    for name, right in zip(CUTS, forced, strict=True):
+        found += rows(rung, "forced", right, style=name)
+    for name, right in zip(("terse", "wordy"), styles, strict=True):
+        found += rows(rung, "styles", right, style=name)
+    return found
+
+
+FOUND = summary(
+    student("teacher", 20, (2, 4, 9, 15, 0))
+    + student("reasons", 10, (1, 2, 5, 8, 0))
+    + student("decorates", 10, (10, 10, 10, 10, 10))
+)
+
+
+def test_suites_show_the_share_of_the_teachers_accuracy():
+    cell = FOUND["suites"]["fresh"]["reasons"]
+    assert (cell["whole"]["accuracy"], cell["of_teacher"]) == (0.5, 0.5)
+    harder = FOUND["suites"]["harder"]["reasons"]
+    assert (harder["whole"]["accuracy"], harder["of_teacher"]) == (0.5, 0.5)
+    assert harder["families"]["f"]["items"] == 10
+
+
+def test_an_answer_that_needs_its_reasoning_is_told_from_one_that_wears_it():
+    reasons, decorates = FOUND["forced"]["reasons"], FOUND["forced"]["decorates"]
+    assert reasons["depends"]["difference"] == pytest.approx(0.5)
+    assert reasons["depends"]["interval"][0] > 0
+    assert decorates["depends"]["difference"] == 0.0
+    assert [reasons[name]["accuracy"] for name in CUTS] == [0.05, 0.1, 0.25, 0.4, 0.0]
+
+
+def test_styles_have_a_mean_a_worst_and_a_spread_and_stand_beside_the_same_items():
+    styles = FOUND["styles"]["reasons"]
+    assert styles["over"] == pytest.approx({"mean": 0.35, "worst": 0.3, "spread": 0.1})
+    assert styles["styles"]["wordy"]["difference"]["difference"] == pytest.approx(-0.2)
+    assert styles["styles"]["wordy"]["as_trained"]["accuracy"] == 0.5
+
+
+def test_the_text_says_it():
+    text = text_of(FOUND).splitlines()
+    assert text[0] == "| rung | fresh | harder |"
+    assert text[3] == (
+        "| reasons | 50.0 [30, 70], 0.50 of the teacher's | 50.0 [24, 76], 0.50 of the teacher's |"
+    )
+    assert "| reasons | 35.0 | 30.0 | 10.0 | 40.0 | 30.0 |" in text
+    assert any(line.startswith("| decorates | 20 | 50.0 | 50.0 |") for line in text)
+
+
+def test_an_unscored_answer_is_in_no_share():
+    unscored = Verdict(passed=None, reason="verifier_timeout", extracted="1", verifier="v")
+    odd = rows("r", "fresh", 2, items=4)
+    odd[3] = odd[3].model_copy(update={"verdict": unscored})
+    assert summary(odd)["suites"]["fresh"]["r"]["whole"]["items"] == 3

@@ -157,7 +157,7 @@ def examine(
             request = request_for(
                 rung.identity,
                 rung.messages(problem),
-                _sampling(options, context.seed, problem.key, sample),
+                sampling_of(options, context.seed, problem.key, sample),
                 sample,
             )
             asked[request.key] = (problem, sample)
@@ -176,7 +176,8 @@ def examine(
     ]
 
 
-def _sampling(options: EvaluateOptions, seed: int, item: str, sample: int) -> Sampling:
+def sampling_of(options: EvaluateOptions, seed: int, item: str, sample: int) -> Sampling:
+    """Sample 0 is greedy; every other is drawn from a seed of its own."""
     if sample == 0:
         return Sampling(max_tokens=options.max_tokens)
     return Sampling(

@@ -12,6 +12,7 @@ from pipeline.ladder_table import ladder_cells
 from pipeline.page_practice import ledger_cells, practice_section, table
 from pipeline.recipe import Recipe
 from pipeline.records import Trace
+from pipeline.transfer_table import sections
 from pipeline.views import view_sentence
 from serve.reasoning import split_reasoning
 
@@ -48,8 +49,9 @@ def page(
     losses: list[dict[str, float]],
     traces: list[Trace],
     practice: Practice,
+    transfer: dict[str, Any] | None,
 ) -> str:
-    """Ladder, artifacts, costs, families, form, training, practice, traces, recipe."""
+    """Ladder, artifacts, costs, families, form, transfer, training, practice, traces, recipe."""
     head, cells = ladder_cells(ladder)
     k = ladder["k"]
     parts = [
@@ -86,6 +88,7 @@ def page(
         "<h2>Form and length</h2>",
         table(*_form_cells(ladder)),
         f"<figure>{plots.lengths_svg(ladder)}</figure>",
+        *_transfer(transfer),
         *_training(recipe, counts, losses, practice),
         *_traces(counts, traces),
         "<h2>Recipe</h2>",
@@ -98,6 +101,21 @@ def page(
         + "\n".join(parts)
         + "</html>\n"
     )
+
+
+def _transfer(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return [
+            "<h2>Transfer</h2>",
+            "<p>Other suites, other prompt styles and cut reasoning were not asked: "
+            "<code>python -m pipeline.transfer --run FOLDER</code>.</p>",
+        ]
+    parts = ["<h2>Transfer</h2>"]
+    for part in sections(found):
+        parts.append(f"<h3>{html.escape(part.title)}</h3>")
+        parts.append(table(part.head, part.rows))
+        parts.append(f"<p class=note>{html.escape(part.note)}</p>")
+    return parts
 
 
 def _training(

@@ -18,7 +18,7 @@ from pipeline.catalogue import run_catalogue
 from pipeline.examine import ON_POLICY_STAGE, reference_name
 from pipeline.gate_table import gate_cells, reasons
 from pipeline.ladder_table import ladder_cells
-from pipeline.ledger import compared, ledger
+from pipeline.ledger import compared, ledger, manifest_of
 from pipeline.model_card import model_card
 from pipeline.page import Practice, page
 from pipeline.page_practice import ledger_cells
@@ -27,9 +27,10 @@ from pipeline.records import Trace
 from pipeline.run import Context
 from pipeline.store import read_records, write_file, write_json
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 LIBRARIES = ("matplotlib",)
 FILES = ("report.html", "MODEL_CARD.md", "chat.json", "ledger.json")
+TRANSFER, TRANSFER_SUMMARY = "transfer", "transfer.json"
 GATE_FAILED, GATE_INCONCLUSIVE = 7, 9
 
 
@@ -45,7 +46,9 @@ def run(config: Recipe, inputs: Mapping[str, Path], out: Path, context: Context)
     gate = json.loads((inputs["09-gate"] / "gate.json").read_text(encoding="utf-8"))
     practice = _practice(config, inputs, out)
     write_json(out / "ledger.json", practice.ledger)
-    write_file(out / "report.html", page(config, ladder, gate, counts, losses, traces, practice))
+    asked = _transfer(inputs, out)
+    text = page(config, ladder, gate, counts, losses, traces, practice, asked)
+    write_file(out / "report.html", text)
     write_file(out / "MODEL_CARD.md", model_card(config, ladder, gate, counts))
     speakers = run_catalogue(config, inputs, gate["chosen"]["name"])
     write_json(out / "chat.json", {"speakers": speakers})
@@ -62,6 +65,17 @@ def _practice(config: Recipe, inputs: Mapping[str, Path], root: Path) -> Practic
         looks = json.loads((folder / "watch.json").read_text(encoding="utf-8"))
     rows = ledger(config, inputs)
     return Practice(reference_name(inputs), rows, blocks, looks, compared(root))
+
+
+def _transfer(inputs: Mapping[str, Path], root: Path) -> dict[str, Any] | None:
+    """What `python -m pipeline.transfer` found for the run as it is now, if it was asked."""
+    try:
+        text = (root / TRANSFER / TRANSFER_SUMMARY).read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found: dict[str, Any] = json.loads(text)
+    now = manifest_of(inputs["08-evaluate"])["fingerprint"]
+    return found if found.get("fingerprint") == now else None
 
 
 def _counts(folder: Path) -> dict[str, Any]:

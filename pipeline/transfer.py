@@ -3,9 +3,9 @@
     python -m pipeline.transfer [--run FOLDER] [--suites NAME] [--rungs "SFT student" …]
 
 Reads a finished run: its evaluation's answers are used, not asked again. Each rung is opened once
-and asked the suites, the same problems in other styles, and its own answers again with the
-reasoning cut short or swapped. Writes `FOLDER/transfer/`: `answers.jsonl`, `transfer.json` and
-`transfer.md`.
+and asked the suites, the same problems in other styles, many samples of a few, and its own answers
+again with the reasoning cut short or swapped. Writes `FOLDER/transfer/` (`answers.jsonl`,
+`contamination.jsonl`, `transfer.json`, `transfer.md`) and the report anew.
 """
 
 from __future__ import annotations
@@ -13,127 +13,75 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from pipeline import report
 from pipeline.all import QUIET, stages
-from pipeline.asking import ask, request_for
+from pipeline.asking import ask
+from pipeline.compare import show_again
 from pipeline.evaluate import rungs_of
 from pipeline.examine import Rung, inputs_of
-from pipeline.forced import forced_beginnings
-from pipeline.ladder import Judged
+from pipeline.ledger import manifest_of
 from pipeline.memory import give_back_memory, keep_freed_memory, start_again_on_huge_pages
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe, recorded_recipe
-from pipeline.records import Problem, Trace, content_key
+from pipeline.recipe import recorded_recipe
+from pipeline.report import TRANSFER as FOLDER
+from pipeline.report import TRANSFER_SUMMARY as SUMMARY
 from pipeline.run import SCRATCH, Context, RunDir
-from pipeline.store import read_records, write_file, write_json, write_records
-from pipeline.supervise import reasoning_of
+from pipeline.store import write_file, write_json, write_records
 from pipeline.tasks.judge import Judge
-from pipeline.transfer_suites import Suites, load_suites, styled, suite_problems
-from pipeline.transfer_table import FORCED, FRESH, STYLES, Asked, summary, text_of
+from pipeline.transfer_questions import Questions
+from pipeline.transfer_suites import load_suites
+from pipeline.transfer_summary import FRESH, Asked, summary
+from pipeline.transfer_table import text_of
 from serve.errors import DataError, Interrupted, RetortError, UsageError
-from serve.messages import Message, Request, Sampling
-
-FOLDER = "transfer"
-FORCED_TOKENS = 24
-# (suite, name of the style or of the cut, problem, what is asked)
-Question = tuple[str, str, Problem, Request]
 
 
-class Examination:
-    """What every rung of a run is asked, and of what the run knows already."""
-
-    def __init__(self, root: Path, recipe: Recipe, suites: Suites, folder: Path) -> None:
-        self.root, self.recipe, self.suites = root, recipe, suites
-        problems = [
-            problem
-            for side in ("train", "practice", "eval", "gate")
-            for problem in read_records(root / "01-problems" / f"{side}.jsonl", Problem)
-        ]
-        known = {p.question for p in problems}
-        self.eval = list(read_records(root / "01-problems" / "eval.jsonl", Problem))
-        self.styled = self.eval[: suites.styles.items]
-        self.problems = {
-            suite.name: suite_problems(suite, folder, recipe.run.seed, known)
-            for suite in suites.suite
-        }
-        self.fresh = list(read_records(root / "08-evaluate" / "answers.jsonl", Judged))
-        self.shots = _shots(root)
-
-    def questions(self, rung: Rung) -> Iterator[Question]:
-        """Everything `rung` is to be asked."""
-        whole = Sampling(max_tokens=self.recipe.evaluate.max_tokens)
-        for suite, problems in self.problems.items():
-            for p in problems:
-                yield suite, "", p, request_for(rung.identity, rung.messages(p), whole)
-        for style in self.suites.style:
-            for p in self.styled:
-                messages = styled(rung.messages(p), style, self.shots.get(p.family, []))
-                if messages is not None:
-                    yield STYLES, style.name, p, request_for(rung.identity, messages, whole)
-        short = Sampling(max_tokens=FORCED_TOKENS)
-        by_key = {p.key: p for p in self.styled}
-        own = [a for a in self.fresh if a.rung == rung.name and a.sample == 0 and a.item in by_key]
-        for (item, name), begun in forced_beginnings(own).items():
-            p = by_key[item]
-            request = request_for(rung.identity, rung.messages(p), short)
-            changed = {"begun": begun, "key": content_key(request.key, begun)}
-            yield FORCED, name, p, request.model_copy(update=changed)
-
-    def ask(self, rung: Rung, judge: Judge, context: Context) -> list[Asked]:
-        """The rung's answers, judged, those of the evaluation among them."""
-        questions = list(self.questions(rung))
-        requests = [request for *_, request in questions]
-        log = self.root / FOLDER / SCRATCH / "answers.jsonl"
-        answers = ask(rung.open, requests, log, rung.name, context)
-        rows = [
-            Asked(
-                rung=a.rung,
-                suite=FRESH,
-                style="",
-                item=a.item,
-                family=a.family,
-                completion=a.completion,
-                verdict=a.verdict,
-            )
-            for a in self.fresh
-            if a.rung == rung.name and a.sample == 0
-        ]
-        for suite, name, problem, request in questions:
-            said = answers[request.key]
-            if request.begun:
-                said = said.model_copy(update={"text": request.begun + said.text})
-            rows.append(
-                Asked(
-                    rung=rung.name,
-                    suite=suite,
-                    style=name,
-                    item=problem.key,
-                    family=problem.family,
-                    completion=said,
-                    verdict=judge.verdict(problem, said),
-                )
-            )
-        return rows
-
-
-def _shots(root: Path) -> dict[str, list[tuple[Message, Message]]]:
-    """Kept traces by family, as turns of question and answer: what few-shot prompts begin with."""
-    found: dict[str, list[tuple[Message, Message]]] = {}
-    for trace in read_records(root / "03-curated" / "kept.jsonl", Trace):
-        reasoning = reasoning_of(trace.completion.text)
-        text = f"{reasoning}\nAnswer: {trace.verdict.extracted or ''}"
-        turns = (
-            Message(role="user", content=trace.problem.question),
-            Message(role="assistant", content=text),
+def ask_rung(
+    rung: Rung, questions: Questions, log: Path, judge: Judge, context: Context
+) -> list[Asked]:
+    """The rung's answers, judged, those of the evaluation among them. The engine is opened once."""
+    asked = list(questions.of(rung))
+    answers = ask(rung.open, [q.request for q in asked], log, rung.name, context)
+    rows = [
+        Asked(
+            rung=rung.name,
+            suite=FRESH,
+            style="",
+            item=a.item,
+            family=a.family,
+            completion=a.completion,
+            verdict=a.verdict,
         )
-        found.setdefault(trace.problem.family, []).append(turns)
-    return found
+        for a in questions.own(rung)
+    ]
+    for question in asked:
+        said = answers[question.request.key]
+        if question.request.begun:
+            said = said.model_copy(update={"text": question.request.begun + said.text})
+        rows.append(
+            Asked(
+                rung=rung.name,
+                suite=question.suite,
+                style=question.style,
+                item=question.problem.key,
+                family=question.problem.family,
+                sample=question.sample,
+                completion=said,
+                verdict=judge.verdict(question.problem, said),
+            )
+        )
+    return rows
 
 
-def transfer(root: Path, name: str, wanted: Sequence[str], progress: Progress) -> list[Asked]:
-    """Ask every rung of a finished run. Raises DataError or RecipeError."""
+def transfer(root: Path, name: str, wanted: Sequence[str], progress: Progress) -> dict[str, Any]:
+    """Ask the rungs of a finished run (`wanted`: none for all), write and return the summary.
+
+    Raises DataError, RecipeError or UsageError.
+    """
     recipe = recorded_recipe(root)
     run = RunDir(root)
     for stage in stages(recipe)[:-1]:
@@ -145,17 +93,28 @@ def transfer(root: Path, name: str, wanted: Sequence[str], progress: Progress) -
     unknown = sorted(set(wanted) - set(names))
     if unknown:
         raise UsageError(f"no rung {unknown[0]!r}", hint=f"there are {', '.join(names)}")
-    examination = Examination(root, recipe, suites, folder)
+    questions = Questions(root, recipe, suites, folder)
+    log = root / FOLDER / SCRATCH / "answers.jsonl"
     rows: list[Asked] = []
     keep_freed_memory(one_heap=True)
     with run.locked(), run.logged(), Judge() as judge:
         context = Context(recipe.run.seed, progress)
         for rung in rungs:
             if not wanted or rung.name in wanted:
-                rows += examination.ask(rung, judge, context)
+                started_s = time.monotonic()
+                rows += ask_rung(rung, questions, log, judge, context)
+                took_s = time.monotonic() - started_s
+                context.log.info("%s: all suites in %.0f s", rung.name, took_s)
                 give_back_memory()
-    write_records(root / FOLDER / "answers.jsonl", rows)
-    return rows
+        flagged = questions.overlaps()
+        write_records(root / FOLDER / "answers.jsonl", rows)
+        write_records(root / FOLDER / "contamination.jsonl", flagged)
+        fingerprint = manifest_of(root / "08-evaluate")["fingerprint"]
+        found = {"fingerprint": fingerprint, **summary(rows, flagged)}
+        write_json(root / FOLDER / SUMMARY, found)
+        write_file(root / FOLDER / "transfer.md", text_of(found))
+        show_again(root, progress)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -170,17 +129,15 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        rows = transfer(options.run, options.suites, options.rungs, Progress())
+        found = transfer(options.run, options.suites, options.rungs, Progress())
     except RetortError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: the same command goes on", file=sys.stderr)
         return Interrupted.exit_code
-    found = summary(rows)
-    write_json(options.run / FOLDER / "transfer.json", found)
-    write_file(options.run / FOLDER / "transfer.md", text_of(found))
     print(text_of(found))
+    print(f"report: {options.run / report.FILES[0]}")
     return 0
 
 

@@ -48,8 +48,14 @@ class StylesOptions(Record):
     items: int = Field(30, ge=1, le=100_000, description="evaluation items asked in every style")
 
 
+class SamplesOptions(Record):
+    items: int = Field(16, ge=0, le=100_000, description="evaluation items drawn many times")
+    k: int = Field(32, ge=1, le=1024, description="samples each, for pass@k")
+
+
 class Suites(Record):
     suite: tuple[Suite, ...] = ()
+    samples: SamplesOptions = SamplesOptions()
     styles: StylesOptions = StylesOptions()
     style: tuple[Style, ...] = ()
 

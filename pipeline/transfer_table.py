@@ -1,170 +1,187 @@
-"""What the answers to suites, styles and cut reasoning say: tables from judged answers."""
+"""Transfer as people read it: the same tables in terminal, Markdown and page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from pipeline.diversity import collapse_sentence
 from pipeline.forced import SHARES, SWAPPED, WHOLE, name_of
-from pipeline.ladder import against
-from pipeline.records import Verdict
-from quant.stats import wilson
-from serve.messages import Completion, Record
-
-FRESH, STYLES, FORCED = "fresh", "styles", "forced"
-AS_TRAINED = "as trained"
-TEACHER = "teacher"
 
 
-class Asked(Record):
-    """One judged answer of one rung to one question of a suite, in a style or after a cut."""
-
-    rung: str
-    suite: str
-    style: str
-    item: str
-    family: str
-    completion: Completion
-    verdict: Verdict
+class Section(NamedTuple):
+    title: str
+    note: str
+    head: list[str]
+    rows: list[list[str]]
 
 
-def summary(rows: Sequence[Asked]) -> dict[str, Any]:
-    """Everything the tables show, for other programs: `transfer.json`.
-
-    Suites: accuracy by rung, in whole and by family, and the share of the teacher's that the rung
-    has. Styles and cuts: on the items that were asked in them, beside the same items as they were
-    trained.
-    """
-    rungs = list(dict.fromkeys(r.rung for r in rows))
-    suites = list(dict.fromkeys(r.suite for r in rows if r.suite not in (STYLES, FORCED)))
-    found: dict[str, Any] = {"suites": {}, "styles": {}, "forced": {}}
-    for suite in suites:
-        found["suites"][suite] = _by_rung([r for r in rows if r.suite == suite], rungs)
-    for rung in rungs:
-        own = [r for r in rows if r.rung == rung]
-        fresh = _right(r for r in own if r.suite == FRESH)
-        found["styles"][rung] = _styles(own, fresh)
-        found["forced"][rung] = _forced(own, fresh)
-    return found
-
-
-def _right(rows: Iterable[Asked]) -> dict[str, bool]:
-    return {r.item: r.verdict.passed for r in rows if r.verdict.passed is not None}
-
-
-def _share(right: dict[str, bool]) -> dict[str, Any] | None:
-    if not right:
-        return None
-    return {
-        "items": len(right),
-        "accuracy": sum(right.values()) / len(right),
-        "interval": list(wilson(sum(right.values()), len(right))),
-    }
-
-
-def _by_rung(rows: Sequence[Asked], rungs: Sequence[str]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for rung in rungs:
-        own = [r for r in rows if r.rung == rung]
-        families = sorted({r.family for r in own})
-        table[rung] = {
-            "whole": _share(_right(own)),
-            "families": {f: _share(_right(r for r in own if r.family == f)) for f in families},
-        }
-    ceiling = table[TEACHER]["whole"] if TEACHER in table else None
-    for cell in table.values():
-        whole = cell["whole"]
-        cell["of_teacher"] = None
-        if ceiling and whole and ceiling["accuracy"] > 0:
-            cell["of_teacher"] = whole["accuracy"] / ceiling["accuracy"]
-    return table
-
-
-def _styles(own: Sequence[Asked], fresh: dict[str, bool]) -> dict[str, Any]:
-    """Each style against the same items as trained; mean, worst and spread over the styles."""
-    names = list(dict.fromkeys(r.style for r in own if r.suite == STYLES))
-    table: dict[str, Any] = {}
-    for name in names:
-        right = _right(r for r in own if r.suite == STYLES and r.style == name)
-        usual = {item: fresh[item] for item in right if item in fresh}
-        table[name] = {"share": _share(right), "as_trained": _share(usual)}
-        table[name]["difference"] = against(usual, right)
-    shares = [cell["share"]["accuracy"] for cell in table.values() if cell["share"]]
-    over = (
-        {
-            "mean": sum(shares) / len(shares),
-            "worst": min(shares),
-            "spread": max(shares) - min(shares),
-        }
-        if shares
-        else None
-    )
-    return {"styles": table, "over": over}
-
-
-def _forced(own: Sequence[Asked], fresh: dict[str, bool]) -> dict[str, Any]:
-    """Accuracy after each cut, and with the whole reasoning, on the items that had one."""
-    names = [name_of(share) for share in SHARES] + [SWAPPED]
-    cuts = {name: _right(r for r in own if r.suite == FORCED and r.style == name) for name in names}
-    items = set.intersection(*(set(right) for right in cuts.values())) & set(fresh)
-    if not items:
-        return {}
-    cuts[WHOLE] = fresh
-    same = {name: {i: right[i] for i in sorted(items)} for name, right in cuts.items()}
-    return {name: _share(right) for name, right in same.items()} | {
-        "depends": against(same[SWAPPED], same[WHOLE])
-    }
+def sections(found: dict[str, Any]) -> list[Section]:
+    """Tables of `transfer.json`; those that nobody asked for are left out."""
+    parts = [
+        _suites(found),
+        _families(found),
+        _styles(found["rungs"]),
+        _forced(found["rungs"]),
+        _likeness(found["rungs"]),
+        _lengths(found["rungs"]),
+        _samples(found),
+        _contamination(found["contamination"]),
+    ]
+    return [part for part in parts if part.rows]
 
 
 def text_of(found: dict[str, Any]) -> str:
-    """Markdown tables."""
-    suites = list(found["suites"])
-    rungs = list(found["styles"])
-    lines = [_row(["rung", *suites]), _row(["---"] * (1 + len(suites)))]
-    for rung in rungs:
-        lines.append(_row([rung, *(_suite_cell(found["suites"][s][rung]) for s in suites)]))
-    names = list(dict.fromkeys(n for r in rungs for n in found["styles"][r]["styles"]))
-    if names:
-        head = ["styles", "mean", "worst", "spread", *names]
-        lines += ["", _row(head), _row(["---"] * len(head))]
-        lines += [_row([rung, *_style_cells(found["styles"][rung], names)]) for rung in rungs]
-    cuts = [*(name_of(share) for share in SHARES), WHOLE, SWAPPED]
-    head = ["answer after reasoning", "items", *cuts, "whole - another's"]
-    lines += ["", _row(head), _row(["---"] * len(head))]
-    lines += [_row([rung, *_forced_cells(found["forced"][rung], cuts)]) for rung in rungs]
-    return "\n".join(lines) + "\n"
+    """Markdown."""
+    blocks = []
+    for part in sections(found):
+        lines = [_line(part.head), _line(["---"] * len(part.head)), *map(_line, part.rows)]
+        blocks.append(f"## {part.title}\n\n" + "\n".join(lines) + f"\n\n{part.note}\n")
+    return "\n".join(blocks)
 
 
-def _row(cells: Sequence[str]) -> str:
+def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _percent(share: dict[str, Any] | None) -> str:
-    return "" if share is None else f"{100 * share['accuracy']:.1f}"
+def _suites(found: dict[str, Any]) -> Section:
+    suites = found["suites"]
+    rows = [[rung, *(_suite_cell(suites[s][rung]) for s in suites)] for rung in found["rungs"]]
+    return Section(
+        "Suites",
+        "Right, %, with 95 % Wilson intervals, and the share of the teacher's accuracy.",
+        ["rung", *suites],
+        rows,
+    )
+
+
+def _families(found: dict[str, Any]) -> Section:
+    rows = []
+    for suite, by_rung in found["suites"].items():
+        for family in sorted({f for cell in by_rung.values() for f in cell["families"]}):
+            shares = [by_rung[rung]["families"].get(family) for rung in found["rungs"]]
+            rows.append([suite, family, *(_percent(s["accuracy"]) if s else "" for s in shares)])
+    note = "Right, %: which skills come over through traces, and which do not."
+    return Section("By family", note, ["suite", "family", *found["rungs"]], rows)
 
 
 def _suite_cell(cell: dict[str, Any]) -> str:
-    whole = cell["whole"]
+    whole, of_teacher = cell["whole"], cell["of_teacher"]
     if whole is None:
         return ""
-    low, high = whole["interval"]
-    text = f"{100 * whole['accuracy']:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
-    of_teacher = cell["of_teacher"]
-    return text if of_teacher is None else f"{text}, {of_teacher:.2f} of the teacher's"
+    return _share(whole) + ("" if of_teacher is None else f", {of_teacher:.2f} of the teacher's")
 
 
-def _style_cells(cell: dict[str, Any], names: Sequence[str]) -> list[str]:
-    over = cell["over"]
-    if over is None:
-        return [""] * (3 + len(names))
-    summed = [f"{100 * over[name]:.1f}" for name in ("mean", "worst", "spread")]
-    styles = cell["styles"]
-    return summed + [_percent(styles[n]["share"]) if n in styles else "" for n in names]
+def _styles(rungs: dict[str, Any]) -> Section:
+    names = list(dict.fromkeys(n for cell in rungs.values() for n in cell["styles"]))
+    rows = []
+    for rung, cell in rungs.items():
+        if cell["over_styles"] is None:
+            continue
+        styles, over = cell["styles"], cell["over_styles"]
+        summed = [_percent(over[name]) for name in ("as_trained", "mean", "worst", "spread")]
+        shares = [styles[n]["share"] if n in styles else None for n in names]
+        rows.append([rung, *summed, *(_percent(s["accuracy"]) if s else "" for s in shares)])
+    head = ["rung", "as trained", "mean", "worst", "spread", *names]
+    return Section("Prompt styles", "The same problems, right, %, each asked so.", head, rows)
 
 
-def _forced_cells(cell: dict[str, Any], cuts: Sequence[str]) -> list[str]:
-    if not cell:
-        return [""] * (2 + len(cuts))
-    low, high = cell["depends"]["interval"]
-    difference = f"{100 * cell['depends']['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return [str(cell[WHOLE]["items"]), *(_percent(cell[name]) for name in cuts), difference]
+def _forced(rungs: dict[str, Any]) -> Section:
+    cuts = [*(name_of(share) for share in SHARES), WHOLE, SWAPPED]
+    rows = []
+    for rung, cell in rungs.items():
+        forced = cell["forced"]
+        if forced:
+            shares = [_percent(forced[cut]["accuracy"]) for cut in cuts]
+            moved = _points(forced["depends"]["difference"], forced["depends"]["interval"])
+            rows.append([rung, str(forced[WHOLE]["items"]), *shares, moved])
+    return Section(
+        "Does the answer need the reasoning?",
+        "Right, %, when the answer is forced after so much of the rung's own reasoning, after all "
+        "of it, and after that of another problem of the family. Reasoning that can be swapped "
+        "without loss is decoration.",
+        ["rung", "items", *cuts, "whole minus another's"],
+        rows,
+    )
+
+
+def _likeness(rungs: dict[str, Any]) -> Section:
+    rows = []
+    for rung, cell in rungs.items():
+        alike = cell["likeness"]
+        if alike:
+            shares = [alike[name] for name in ("accuracy", "all", "right", "wrong")]
+            rows.append([rung, *("" if s is None else _percent(s) for s in shares)])
+    return Section(
+        "Sounding like the teacher",
+        "Likeness of the reasoning to the teacher's on the same items (shared 5-character pieces, "
+        "%). One that is as like when wrong as when right imitates.",
+        ["rung", "right", "likeness", "when right", "when wrong"],
+        rows,
+    )
+
+
+def _lengths(rungs: dict[str, Any]) -> Section:
+    most = max((len(cell["lengths"]) for cell in rungs.values()), default=0)
+    rows = []
+    for rung, cell in rungs.items():
+        cells = [
+            f"{b['from_tokens']}-{b['to_tokens']} tokens: {_share(b)} of {b['items']}"
+            for b in cell["lengths"]
+        ]
+        if cells:
+            rows.append([rung, *cells, *[""] * (most - len(cells))])
+    head = ["rung", *(f"part {n + 1}" for n in range(most))]
+    return Section("Accuracy by length", "Fresh items in quarters by answer length.", head, rows)
+
+
+def _samples(found: dict[str, Any]) -> Section:
+    drawn = {r: c["samples"] for r, c in found["rungs"].items() if c["samples"]}
+    sizes = list(dict.fromkeys(n for cell in drawn.values() for n in cell["pass_at"]))
+    rows = [
+        [
+            rung,
+            str(cell["items"]),
+            *(_percent(cell["pass_at"][n]) if n in cell["pass_at"] else "" for n in sizes),
+            _percent(cell["majority"]),
+            f"{cell['distinct']:.1f}",
+        ]
+        for rung, cell in drawn.items()
+    ]
+    lines = [collapse_sentence(name, moved) for name, moved in found["collapse"].items()]
+    head = ["rung", "items", *(f"pass@{n}" for n in sizes), "majority", "distinct answers"]
+    note = "Unbiased pass@k, %, over the samples of each item. "
+    return Section("Many samples", note + " ".join(f"{line}." for line in lines), head, rows)
+
+
+def _contamination(suites: dict[str, Any]) -> Section:
+    rows = []
+    for suite, cell in suites.items():
+        kinds = ", ".join(f"{kind} {count}" for kind, count in cell["items"].items())
+        for rung, parts in cell["rungs"].items():
+            if cell["items"] and parts["all"]:
+                shares = [parts[name] for name in ("all", "clean", "flagged")]
+                rows.append([suite, kinds, rung, *(_share(s) if s else "" for s in shares)])
+                kinds = ""
+    return Section(
+        "Items that look like training data",
+        "Right, %, over all items, without the flagged ones, and of the flagged ones; ids and "
+        "matched text are in contamination.jsonl. N-grams that more than ten training problems "
+        "share are templates and are not counted.",
+        ["suite", "items flagged", "rung", "all", "not flagged", "flagged"],
+        rows,
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _share(cell: dict[str, Any]) -> str:
+    low, high = cell["interval"]
+    return f"{_percent(cell['accuracy'])} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def _points(difference: float, interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

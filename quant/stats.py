@@ -101,6 +101,19 @@ def bootstrap_interval(
     return Interval(float(low), float(high))
 
 
+def mean_interval(values: Sequence[float], confidence: float, seed: int = 0) -> Interval:
+    """Percentile bootstrap interval of a mean, two-sided at `confidence` (ibid.).
+
+    Raises ValueError without values.
+    """
+    if not values:
+        raise ValueError("bootstrap over 0 values")
+    drawn = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    means = np.asarray(values)[drawn].mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
+
+
 def alpha_per_look(items: Sequence[int], alpha: float) -> float:
     """The one-sided level of each of several looks at one growing sample, `alpha` over all of them.
 

@@ -3,7 +3,8 @@
 import pytest
 
 from pipeline.records import Verdict
-from pipeline.transfer_table import Asked, summary, text_of
+from pipeline.transfer_summary import Asked, summary
+from pipeline.transfer_table import text_of
 from serve.messages import Completion
 
 CUTS = ("0 %", "25 %", "50 %", "75 %", "another's")
@@ -49,7 +50,7 @@ def test_suites_show_the_share_of_the_teachers_accuracy():
 
 
 def test_an_answer_that_needs_its_reasoning_is_told_from_one_that_wears_it():
-    reasons, decorates = FOUND["forced"]["reasons"], FOUND["forced"]["decorates"]
+    reasons, decorates = (FOUND["rungs"][name]["forced"] for name in ("reasons", "decorates"))
     assert reasons["depends"]["difference"] == pytest.approx(0.5)
     assert reasons["depends"]["interval"][0] > 0
     assert decorates["depends"]["difference"] == 0.0
@@ -57,19 +58,21 @@ def test_an_answer_that_needs_its_reasoning_is_told_from_one_that_wears_it():
 
 
 def test_styles_have_a_mean_a_worst_and_a_spread_and_stand_beside_the_same_items():
-    styles = FOUND["styles"]["reasons"]
-    assert styles["over"] == pytest.approx({"mean": 0.35, "worst": 0.3, "spread": 0.1})
+    styles = FOUND["rungs"]["reasons"]
+    assert styles["over_styles"] == pytest.approx(
+        {"as_trained": 0.5, "mean": 0.35, "worst": 0.3, "spread": 0.1}
+    )
     assert styles["styles"]["wordy"]["difference"]["difference"] == pytest.approx(-0.2)
     assert styles["styles"]["wordy"]["as_trained"]["accuracy"] == 0.5
 
 
 def test_the_text_says_it():
     text = text_of(FOUND).splitlines()
-    assert text[0] == "| rung | fresh | harder |"
-    assert text[3] == (
+    assert text[2] == "| rung | fresh | harder |"
+    assert text[5] == (
         "| reasons | 50.0 [30, 70], 0.50 of the teacher's | 50.0 [24, 76], 0.50 of the teacher's |"
     )
-    assert "| reasons | 35.0 | 30.0 | 10.0 | 40.0 | 30.0 |" in text
+    assert "| reasons | 50.0 | 35.0 | 30.0 | 10.0 | 40.0 | 30.0 |" in text
     assert any(line.startswith("| decorates | 20 | 50.0 | 50.0 |") for line in text)
 
 

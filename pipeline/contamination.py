@@ -1,0 +1,161 @@
+"""Which evaluation items look like something the student was trained on, and how much that matters.
+
+Words, numbers and signs are tokens, in lower case. Three overlaps with training prompts and with
+traces: 8-grams, 13-grams (GPT-3, arXiv 2005.14165, appendix C) and near-duplicates (Jaccard
+similarity of 3-grams, Broder 1997). An n-gram that many training problems hold is a template of
+their family and says nothing; as in GPT-3, those of more than ten are not counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from pipeline.records import Problem
+from quant.stats import wilson
+from serve.messages import Record
+
+TEMPLATE_TEXTS = 10
+SHINGLE_TOKENS = 3
+NEAR_DUPLICATE = 0.5
+LENGTHS = (8, 13)
+
+Kind = Literal["8-gram", "13-gram", "near_duplicate"]
+Tokens = tuple[str, ...]
+
+
+class Trained(NamedTuple):
+    """One text a student learned from: a problem's question, or a trace's completion."""
+
+    where: Literal["prompt", "trace"]
+    key: str
+    text: str
+
+
+class Overlap(Record):
+    """One overlap of an item: the longest shared run of tokens, or the share of shared 3-grams."""
+
+    suite: str
+    item: str
+    kind: Kind
+    where: Literal["prompt", "trace"]
+    source: str
+    matched: str
+    similarity: float | None = None
+
+
+class _Index:
+    """Training texts by the n-grams that are no template."""
+
+    def __init__(self, texts: Sequence[Trained], length: int) -> None:
+        self.length = length
+        self.texts: defaultdict[Tokens, list[int]] = defaultdict(list)
+        self.counts: list[int] = []
+        own = [set(_ngrams(_tokens(t.text), length)) for t in texts]
+        spread = Counter(gram for grams in own for gram in grams)
+        for index, grams in enumerate(own):
+            rare = [gram for gram in grams if spread[gram] <= TEMPLATE_TEXTS]
+            self.counts.append(len(rare))
+            for gram in rare:
+                self.texts[gram].append(index)
+        self.templates = {gram for gram, count in spread.items() if count > TEMPLATE_TEXTS}
+
+    def shared(self, tokens: Tokens) -> tuple[Counter[int], int]:
+        """Training text -> n-grams it shares with `tokens`; and how many of those count."""
+        grams = {gram for gram in _ngrams(tokens, self.length) if gram not in self.templates}
+        return Counter(i for gram in grams for i in self.texts.get(gram, ())), len(grams)
+
+
+def overlaps(suites: Mapping[str, Sequence[Problem]], trained: Sequence[Trained]) -> list[Overlap]:
+    """At most one overlap an item of each kind, with a prompt and with a trace: the largest."""
+    found: list[Overlap] = []
+    for where in ("prompt", "trace"):
+        texts = sorted((t for t in trained if t.where == where), key=lambda t: t.key)
+        runs = {length: _Index(texts, length) for length in LENGTHS}
+        shingles = _Index(texts, SHINGLE_TOKENS)
+        for suite, problems in suites.items():
+            for problem in problems:
+                found += _of_item(suite, problem, texts, runs, shingles)
+    return found
+
+
+def _of_item(
+    suite: str,
+    problem: Problem,
+    texts: Sequence[Trained],
+    runs: Mapping[int, _Index],
+    shingles: _Index,
+) -> Iterator[Overlap]:
+    tokens = _tokens(problem.question)
+    base = {"suite": suite, "item": problem.key}
+    for length, index in runs.items():
+        shared, _ = index.shared(tokens)
+        if shared:
+            text = texts[_most(shared)]
+            matched = " ".join(_longest_run(tokens, _tokens(text.text)))
+            kind = f"{length}-gram"
+            yield Overlap.model_validate(
+                {**base, "kind": kind, "where": text.where, "source": text.key, "matched": matched}
+            )
+    shared, own = shingles.shared(tokens)
+    if not shared:
+        return
+    alike = {i: n / (own + shingles.counts[i] - n) for i, n in shared.items()}
+    best = max(sorted(alike), key=alike.__getitem__)
+    if alike[best] >= NEAR_DUPLICATE:
+        text = texts[best]
+        yield Overlap(
+            **base,
+            kind="near_duplicate",
+            where=text.where,
+            source=text.key,
+            matched=text.text[:200],
+            similarity=round(alike[best], 3),
+        )
+
+
+def _most(shared: Counter[int]) -> int:
+    return max(sorted(shared), key=shared.__getitem__)
+
+
+def _longest_run(first: Tokens, second: Tokens) -> Tokens:
+    """The longest sequence of tokens that stands in both."""
+    best, ends = (0, 0), [0] * (len(second) + 1)
+    for i, token in enumerate(first):
+        above = ends
+        ends = [0] * (len(second) + 1)
+        for j, other in enumerate(second):
+            if token == other:
+                ends[j + 1] = above[j] + 1
+                best = max(best, (ends[j + 1], -i))
+    length, start = best[0], -best[1] - best[0] + 1
+    return first[start : start + length]
+
+
+def _tokens(text: str) -> Tokens:
+    return tuple(re.findall(r"\w+|[^\w\s]", text.casefold()))
+
+
+def _ngrams(tokens: Tokens, length: int) -> Iterator[Tokens]:
+    return (tokens[i : i + length] for i in range(len(tokens) - length + 1))
+
+
+def cleaned(right: Mapping[str, bool], flagged: Collection[str]) -> dict[str, Any]:
+    """Accuracy over all items, over the flagged ones and over the others; None without any."""
+    parts = {
+        "all": list(right.values()),
+        "flagged": [passed for item, passed in right.items() if item in flagged],
+        "clean": [passed for item, passed in right.items() if item not in flagged],
+    }
+    return {
+        name: {
+            "items": len(values),
+            "accuracy": sum(values) / len(values),
+            "interval": list(wilson(sum(values), len(values))),
+        }
+        if values
+        else None
+        for name, values in parts.items()
+    }

@@ -1,0 +1,118 @@
+"""What a rung is asked beyond its evaluation: suites, styles, samples, forced answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.asking import request_for
+from pipeline.contamination import Overlap, Trained, overlaps
+from pipeline.examine import Rung, sampling_of
+from pipeline.forced import forced_beginnings
+from pipeline.ladder import Judged
+from pipeline.recipe import EvaluateOptions, Recipe
+from pipeline.records import Problem, Trace, content_key
+from pipeline.store import read_records
+from pipeline.supervise import reasoning_of
+from pipeline.transfer_suites import Suites, styled, suite_problems
+from pipeline.transfer_summary import FORCED, FRESH, SAMPLES, STUDENTS, STYLES
+from serve.messages import Message, Request, Sampling
+
+FORCED_TOKENS = 24
+
+
+class Question(NamedTuple):
+    """`style` is the style's name, or how much reasoning an answer is forced after."""
+
+    suite: str
+    style: str
+    sample: int
+    problem: Problem
+    request: Request
+
+
+class Questions:
+    """What the rungs of a run are asked, and of what the run trained on."""
+
+    def __init__(self, root: Path, recipe: Recipe, suites: Suites, folder: Path) -> None:
+        self.options: EvaluateOptions = recipe.evaluate
+        self.suites, self.seed = suites, recipe.run.seed
+        sides = {
+            side: list(read_records(root / "01-problems" / f"{side}.jsonl", Problem))
+            for side in ("train", "practice", "eval", "gate")
+        }
+        known = {p.question for side in sides.values() for p in side}
+        self.fresh = sides["eval"]
+        self.trained_on = [*sides["train"], *sides["practice"]]
+        self.traces = list(read_records(root / "03-curated" / "kept.jsonl", Trace))
+        self.problems = {
+            suite.name: suite_problems(suite, folder, self.seed, known) for suite in suites.suite
+        }
+        self.answered = list(read_records(root / "08-evaluate" / "answers.jsonl", Judged))
+        self.shots = _shots(self.traces)
+
+    def overlaps(self) -> list[Overlap]:
+        """Evaluation items and items of the suites that look like what was trained on."""
+        trained = [Trained("prompt", p.key, p.question) for p in self.trained_on]
+        trained += [Trained("trace", t.key, t.completion.text) for t in self.traces]
+        return overlaps({FRESH: self.fresh, **self.problems}, trained)
+
+    def of(self, rung: Rung) -> Iterator[Question]:
+        """Everything `rung` is to be asked."""
+        yield from self._of_suites(rung)
+        yield from self._of_styles(rung)
+        if rung.name in STUDENTS:
+            yield from self._of_samples(rung)
+        yield from self._forced(rung)
+
+    def _whole(self, rung: Rung, messages: tuple[Message, ...]) -> Request:
+        return request_for(rung.identity, messages, Sampling(max_tokens=self.options.max_tokens))
+
+    def _of_suites(self, rung: Rung) -> Iterator[Question]:
+        for suite, problems in self.problems.items():
+            for p in problems:
+                yield Question(suite, "", 0, p, self._whole(rung, rung.messages(p)))
+
+    def _of_styles(self, rung: Rung) -> Iterator[Question]:
+        for style in self.suites.style:
+            for p in self.fresh[: self.suites.styles.items]:
+                messages = styled(rung.messages(p), style, self.shots.get(p.family, []))
+                if messages is not None:
+                    yield Question(STYLES, style.name, 0, p, self._whole(rung, messages))
+
+    def _of_samples(self, rung: Rung) -> Iterator[Question]:
+        options = self.suites.samples
+        for p in self.fresh[: options.items]:
+            for sample in range(1, options.k + 1):
+                how = sampling_of(self.options, self.seed, p.key, sample)
+                request = request_for(rung.identity, rung.messages(p), how, sample)
+                yield Question(SAMPLES, "", sample, p, request)
+
+    def _forced(self, rung: Rung) -> Iterator[Question]:
+        by_key = {p.key: p for p in self.fresh[: self.suites.styles.items]}
+        own = [a for a in self.own(rung) if a.item in by_key]
+        short = Sampling(max_tokens=FORCED_TOKENS)
+        for (item, name), begun in forced_beginnings(own).items():
+            p = by_key[item]
+            request = request_for(rung.identity, rung.messages(p), short)
+            changed = {"begun": begun, "key": content_key(request.key, begun)}
+            yield Question(FORCED, name, 0, p, request.model_copy(update=changed))
+
+    def own(self, rung: Rung) -> list[Judged]:
+        """What the rung answered greedily in the run's evaluation."""
+        return [a for a in self.answered if a.rung == rung.name and a.sample == 0]
+
+
+def _shots(traces: Sequence[Trace]) -> dict[str, list[tuple[Message, Message]]]:
+    """Kept traces by family, as turns of question and answer: what few-shot prompts begin with."""
+    found: dict[str, list[tuple[Message, Message]]] = {}
+    for trace in traces:
+        reasoning = reasoning_of(trace.completion.text)
+        text = f"{reasoning}\nAnswer: {trace.verdict.extracted or ''}"
+        turns = (
+            Message(role="user", content=trace.problem.question),
+            Message(role="assistant", content=text),
+        )
+        found.setdefault(trace.problem.family, []).append(turns)
+    return found

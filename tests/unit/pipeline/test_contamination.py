@@ -1,0 +1,71 @@
+"""Overlaps that are there are found, with the text and the source; templates are not overlaps."""
+
+from pipeline.contamination import Trained, cleaned, overlaps
+from pipeline.records import Problem
+
+TEMPLATE = "State the final answer to the following arithmetic problem:"
+
+
+def problem(question):
+    return Problem(question=question, answer="1", family="f", scorer="math")
+
+
+def trained(*numbers):
+    return [Trained("prompt", f"t{n}", f"{TEMPLATE} {n} + {n + 1} - {n + 2} =") for n in numbers]
+
+
+def found(question, texts):
+    rows = overlaps({"fresh": [problem(question)]}, texts)
+    return {row.kind: (row.source, row.matched) for row in rows}
+
+
+def test_a_template_that_many_problems_share_is_no_overlap():
+    assert found(f"{TEMPLATE} 90 + 17 - 33 =", trained(*range(100, 140))) == {}
+
+
+def test_the_same_problem_is_found_by_all_three():
+    texts = trained(*range(100, 140))
+    again = f"{TEMPLATE} 110 + 111 - 112 ="
+    whole = "state the final answer to the following arithmetic problem : 110 + 111 - 112 ="
+    assert found(again, texts) == {
+        "8-gram": ("t110", whole),
+        "13-gram": ("t110", whole),
+        "near_duplicate": ("t110", texts[10].text),
+    }
+
+
+def test_a_problem_told_in_other_words_is_found_by_its_numbers():
+    texts = trained(*range(100, 140))
+    assert found("Work out 110 + 111 - 112 =", texts) == {
+        "near_duplicate": ("t110", texts[10].text)
+    }
+
+
+def test_a_trace_that_holds_the_question_is_found():
+    trace = Trained("trace", "s1", "First: what is 7 * 8 + 3 * 2 in total? It is 62.")
+    rows = overlaps({"harder": [problem("What is 7 * 8 + 3 * 2 in total?")]}, [trace])
+    assert [(r.kind, r.where, r.suite) for r in rows] == [
+        ("8-gram", "trace", "harder"),
+        ("near_duplicate", "trace", "harder"),
+    ]
+    assert rows[0].matched == "what is 7 * 8 + 3 * 2 in total ?"
+
+
+def test_one_item_is_flagged_once_a_kind_by_what_is_most_like_it():
+    texts = [
+        Trained("prompt", "a", "one two three four five six seven eight nope"),
+        Trained("prompt", "b", "one two three four five six seven eight nine ten"),
+    ]
+    rows = overlaps({"s": [problem("one two three four five six seven eight nine ten")]}, texts)
+    assert [(r.kind, r.source) for r in rows] == [("8-gram", "b"), ("near_duplicate", "b")]
+
+
+def test_accuracy_stands_with_and_without_flagged_items():
+    right = {f"i{n}": n < 5 for n in range(10)}
+    parts = cleaned(right, {"i0", "i1", "i9"})
+    assert {name: (p["items"], p["accuracy"]) for name, p in parts.items()} == {
+        "all": (10, 0.5),
+        "flagged": (3, 2 / 3),
+        "clean": (7, 3 / 7),
+    }
+    assert cleaned(right, set())["flagged"] is None

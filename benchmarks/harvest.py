@@ -18,7 +18,8 @@ from benchmarks.machine import describe
 from benchmarks.peer import one_at_a_time
 from pipeline.asking import with_openings
 from pipeline.prompts import teacher_messages
-from pipeline.recipe import Recipe, find_recipe, load_recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Problem
 from pipeline.tasks.gym import family_problems
 from pipeline.teacher import encoding, teacher_file

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
-from pipeline.recipe import Recipe, find_recipe, load_recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Example
 from pipeline.store import read_records
 

@@ -34,7 +34,8 @@ from pipeline import (
 )
 from pipeline.memory import start_again_on_huge_pages
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe, find_recipe, load_recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.run import Context, Manifest, RunDir, Stage, run_stage
 from pipeline.store import write_json
 from serve.errors import Interrupted, RecipeError, RetortError

@@ -22,6 +22,7 @@ from pipeline.run import Context
 from pipeline.store import write_file, write_json
 from quant.bundle import CHECKSUMS, checksums, modelfile, place
 from serve.errors import DataError
+from serve.reasoning import FORMS
 from serve.template import template_of
 
 STAGE_VERSION = 1
@@ -75,10 +76,11 @@ def _notice(config: Recipe) -> str:
 
 
 def _readme(config: Recipe, gate: dict[str, Any], names: list[str]) -> str:
+    tags = FORMS[config.student.tags]
     held = ", ".join(names) or "no model: nothing passed the gate"
     return f"""# {config.run.name}
 
-Holds {held}. It thinks inside `<think>…</think>`, then writes `Answer: …`.
+Holds {held}. It thinks inside `{tags.opens}…{tags.closes}`, then writes `Answer: …`.
 
     python -m apps.chat .
 

@@ -24,7 +24,8 @@ from pipeline.ledger import COMPARED, greedy_by_rung, manifest_of
 from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe, recorded_recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_files import recorded_recipe
 from pipeline.records import Problem
 from pipeline.run import SCRATCH, Context, RunDir, run_stage
 from pipeline.store import read_records, write_file, write_json

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pipeline.ladder import Judged
 from pipeline.records import content_key
 from pipeline.supervise import reasoning_of
-from serve.reasoning import CLOSE_TAG, OPEN_TAG, split_reasoning
+from serve.reasoning import only_reasoning, tags_of
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 SWAPPED = "another's"
@@ -59,6 +59,8 @@ def _cut(lines: Sequence[str], share: float) -> str:
 
 def _begun(text: str, reasoning: str) -> str:
     """In the form of the answer it is taken from: with tags, or lines and an announcement."""
-    if split_reasoning(text).reasoning:
-        return f"{OPEN_TAG}\n{reasoning}\n{CLOSE_TAG}\nAnswer:"
+    tags = tags_of(text)
+    if tags is not None:
+        opens = f"{tags.answer_opens}\n" if tags.answer_opens else ""
+        return f"{only_reasoning(reasoning, tags)}\n{opens}Answer:"
     return f"{reasoning}\nAnswer:" if reasoning else "Answer:"

@@ -23,7 +23,8 @@ from pipeline.granularity_table import Arm, Taught, as_json, plot, sentences, ta
 from pipeline.ladder import greedy
 from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe, find_recipe, load_recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Problem, Trace
 from pipeline.run import Context, RunDir
 from pipeline.store import read_records, write_file, write_json

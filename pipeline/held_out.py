@@ -13,7 +13,7 @@ from pipeline.recipe import StudentOptions
 from pipeline.records import Problem
 from pipeline.supervise import example_of
 from quant.divergence import HeldOut
-from serve.reasoning import CLOSE_TAG
+from serve.reasoning import FORMS, Tags
 
 
 def held_out_traces(
@@ -25,6 +25,7 @@ def held_out_traces(
 ) -> list[HeldOut]:
     """In the order of their items' keys, until `tokens` answer tokens are there."""
     right = sorted((a for a in answers if a.verdict.passed), key=lambda a: a.item)
+    tags = FORMS[student.tags]
     traces: list[HeldOut] = []
     for answer in right:
         example = example_of(
@@ -35,19 +36,19 @@ def held_out_traces(
             student,
         )
         turns = [*example.prompt, {"role": "assistant", "content": example.completion}]
-        traces.append(_tokenized(turns, tokenizer))
+        traces.append(_tokenized(turns, tokenizer, tags))
         if sum(len(t.ids) - t.first for t in traces) >= tokens:
             break
     return traces
 
 
-def _tokenized(turns: Sequence[Mapping[str, str]], tokenizer: Any) -> HeldOut:
+def _tokenized(turns: Sequence[Mapping[str, str]], tokenizer: Any, tags: Tags) -> HeldOut:
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     opening = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     spans = encoded["offset_mapping"]
     first = next(i for i, (start, _) in enumerate(spans) if start >= len(opening))
-    closes = text.index(CLOSE_TAG, len(opening))
+    closes = text.index(tags.closes, len(opening))
     ends = len(opening) + len(str(turns[-1]["content"]))
     last = next(i for i, (start, _) in enumerate(spans) if start >= ends)
     spans = spans[first:]

@@ -18,7 +18,8 @@ from rich.markup import escape
 from pipeline.pair_checks import Finding, findings, shown_examples
 from pipeline.pair_forecast import forecast
 from pipeline.pair_method import choose_method
-from pipeline.recipe import Recipe, find_recipe, load_recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.student import student_checkpoint
 from serve.errors import DataError, RetortError
 

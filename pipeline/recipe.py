@@ -5,17 +5,13 @@ Every field has a bound and a sentence with its unit; the default is the setting
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.on_policy_options import OnPolicyOptions
-from serve.errors import DataError, RecipeError
 from serve.messages import Record
-
-RECIPES_FOLDER = Path(__file__).parent / "recipes"
+from serve.reasoning import TagsName
 
 
 class RunOptions(Record):
@@ -103,6 +99,8 @@ class StudentOptions(Record):
     system_brief: str = Field(
         "Give the answer only.", description="the same where a view teaches answers alone"
     )
+
+    tags: TagsName = Field("think", description="around the reasoning it is taught to write")
 
     def brief(self) -> StudentOptions:
         """The student asked for an answer without reasoning."""
@@ -210,7 +208,7 @@ class GateOptions(Record):
 
 
 class Recipe(Record):
-    """All sections. `load_recipe` reads one from TOML."""
+    """All sections. `pipeline/recipe_files.py` reads one from TOML."""
 
     run: RunOptions = RunOptions()
     problems: ProblemsOptions
@@ -237,64 +235,6 @@ class Recipe(Record):
         wanted, given = self.on_policy, self.problems.practice_per_family
         if wanted.method != "none" and not given:
             raise ValueError(f"on_policy.method {wanted.method} needs practice_per_family above 0")
+        if wanted.method != "none" and self.student.tags != "think":
+            raise ValueError(f"practice reads <think> tags only, not {self.student.tags}")
         return self
-
-
-def find_recipe(name: str) -> Path:
-    """A path as given, or the built-in recipe of that name. Raises RecipeError."""
-    for candidate in (Path(name), RECIPES_FOLDER / f"{name}.toml"):
-        if candidate.is_file():
-            return candidate
-    known = ", ".join(sorted(p.stem for p in RECIPES_FOLDER.glob("*.toml")))
-    raise RecipeError(f"recipe {name!r} is not there", hint=f"built in: {known}; or give a path")
-
-
-def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe; `overrides` are `section.key=value` with the value in TOML.
-
-    Raises RecipeError with the file, the field and the value that was refused.
-    """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"cannot read recipe {path.name}: {error}") from error
-    for override in overrides:
-        _apply(data, override)
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise RecipeError(f"{path.name}: {_first_fault(error)}") from error
-
-
-def recorded_recipe(root: Path) -> Recipe:
-    """The recipe of a run, as it was resolved. Raises DataError where there is no run."""
-    try:
-        text = (root / "recipe.json").read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{root} is no run: {error.strerror}") from error
-    return Recipe.model_validate_json(text)
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    dotted, sign, value = override.partition("=")
-    section, _, key = dotted.partition(".")
-    if not sign or not key:
-        raise RecipeError(f"--set {override!r} is not section.key=value")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
-    target = data.setdefault(section, {})
-    if not isinstance(target, dict):
-        raise RecipeError(f"--set {override!r}: {section} is not a section")
-    target[key] = parsed
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    field = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return f"unknown key {field}"
-    if fault["type"] == "missing":
-        return f"missing key {field}"
-    return f"{field} = {fault['input']!r}: {fault['msg']}"

@@ -1,4 +1,4 @@
-"""Turns traces into training examples: reasoning in `<think>…</think>`, then the answer.
+"""Turns traces into training examples: reasoning in the student's tags, then the answer.
 
 Which part of a trace is supervision is a choice, a view: `pipeline/views.py` has them.
 """
@@ -11,7 +11,7 @@ from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions
 from pipeline.records import Example, Problem, Trace
 from pipeline.tasks.extract import ANNOUNCED, BOX
-from serve.reasoning import join_reasoning, split_reasoning
+from serve.reasoning import FORMS, join_reasoning, split_reasoning
 
 
 def full_example(trace: Trace, student: StudentOptions) -> Example:
@@ -29,7 +29,7 @@ def example_of(
         key=key,
         family=problem.family,
         prompt=tuple(m.model_dump() for m in student_messages(student, problem.question)),
-        completion=join_reasoning(reasoning_of(text), answer),
+        completion=join_reasoning(reasoning_of(text), answer, FORMS[student.tags]),
     )
 
 

@@ -27,7 +27,7 @@ from pipeline.examine import Rung, inputs_of
 from pipeline.ledger import manifest_of
 from pipeline.memory import give_back_memory, keep_freed_memory, start_again_on_huge_pages
 from pipeline.progress import Progress
-from pipeline.recipe import recorded_recipe
+from pipeline.recipe_files import recorded_recipe
 from pipeline.report import TRANSFER as FOLDER
 from pipeline.report import TRANSFER_SUMMARY as SUMMARY
 from pipeline.run import SCRATCH, Context, RunDir

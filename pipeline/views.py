@@ -27,7 +27,7 @@ from pipeline.records import Example, Problem, Trace, content_key
 from pipeline.steps import Steps
 from pipeline.supervise import example_of, full_example, reasoning_of
 from serve.errors import DataError
-from serve.reasoning import CLOSE_TAG, OPEN_TAG, join_reasoning
+from serve.reasoning import FORMS, join_reasoning, only_reasoning
 
 REPAIR = """{question}
 
@@ -64,8 +64,8 @@ def answer(material: Material) -> Iterator[Example]:
 
 def steps(material: Material) -> Iterator[Example]:
     for trace in material.kept:
-        reasoning = material.steps[trace.key].reasoning
-        yield _example(trace, "steps", material.student, join_reasoning(reasoning, _answer(trace)))
+        text = _joined(material.steps[trace.key].reasoning, trace, material.student)
+        yield _example(trace, "steps", material.student, text)
 
 
 def full(material: Material) -> Iterator[Example]:
@@ -89,7 +89,7 @@ def multitask(material: Material) -> Iterator[Example]:
         drawn = int(content_key("explain", trace.key)[:8], 16) / 2**32
         if drawn < material.options.explain_share:
             reasoning = reasoning_of(trace.completion.text)
-            text = f"{OPEN_TAG}\n{reasoning}\n{CLOSE_TAG}"
+            text = only_reasoning(reasoning, FORMS[material.student.tags])
             yield _example(trace, "explain", material.student, text)
 
 
@@ -117,8 +117,8 @@ def errors(material: Material) -> Iterator[Example]:
 
 def plainly(material: Material) -> Iterator[Example]:
     for trace in material.kept:
-        reasoning = plain(reasoning_of(trace.completion.text))
-        yield _example(trace, "plain", material.student, join_reasoning(reasoning, _answer(trace)))
+        text = _joined(plain(reasoning_of(trace.completion.text)), trace, material.student)
+        yield _example(trace, "plain", material.student, text)
 
 
 VIEWS: dict[str, View] = {
@@ -162,6 +162,10 @@ def _repair(wrong: Trace, right: Trace, student: StudentOptions) -> Example:
     asked = Problem(question=question, answer=wrong.problem.answer, family=wrong.problem.family)
     key, text = content_key(wrong.key, "errors"), join_reasoning(reasoning, "")
     return example_of(key, asked, text, _answer(right), student)
+
+
+def _joined(reasoning: str, trace: Trace, student: StudentOptions) -> str:
+    return join_reasoning(reasoning, _answer(trace), FORMS[student.tags])
 
 
 def _example(trace: Trace, view: str, student: StudentOptions, completion: str) -> Example:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.examine import engine_for
-from pipeline.recipe import find_recipe, load_recipe
+from pipeline.recipe_files import find_recipe, load_recipe
 from quant.proof import Proof, Reference, prove
 from serve.engines.child import load_in_child
 from serve.messages import Message, Request, Sampling

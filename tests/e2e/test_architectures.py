@@ -22,7 +22,8 @@ from pipeline import export as export_stage
 from pipeline import quantize as quantize_stage
 from pipeline.calibration import kept_sequences
 from pipeline.progress import Progress
-from pipeline.recipe import GgufOptions, OnnxOptions, find_recipe, load_recipe
+from pipeline.recipe import GgufOptions, OnnxOptions
+from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Example
 from pipeline.run import Context
 from pipeline.student import gguf_tokenizer

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.recipe import find_recipe, load_recipe
+from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.student import student_checkpoint
 from serve.engines import load_engine
 from serve.engines.child import load_in_child

@@ -12,7 +12,7 @@ from pipeline.attempts import Attempt
 from pipeline.grading import Grading
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.progress import Progress
-from pipeline.recipe import find_recipe, load_recipe
+from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Problem
 from pipeline.refiner import Refiner
 from pipeline.run import Context

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.ladder import Judged
 from pipeline.prompts import student_messages
-from pipeline.recipe import find_recipe, load_recipe
+from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Example, Problem, Trace
 from pipeline.store import read_records
 from serve.engines import load_engine

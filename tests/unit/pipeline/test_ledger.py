@@ -12,7 +12,7 @@ from pipeline.compare import larger_recipe
 from pipeline.ladder import Judged
 from pipeline.ledger import COMPARED, compared, ledger, multiplied_weights
 from pipeline.page_practice import compared_text, ledger_cells
-from pipeline.recipe import find_recipe, load_recipe
+from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Problem, Verdict
 from pipeline.store import write_records
 from serve.messages import Completion

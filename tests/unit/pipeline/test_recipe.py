@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.recipe import find_recipe, load_recipe
+from pipeline.recipe_files import find_recipe, load_recipe
 from serve.errors import RecipeError
 
 MINIMAL = """
@@ -59,3 +59,28 @@ def test_an_unknown_recipe_names_the_built_in_ones():
     with pytest.raises(RecipeError, match="recipe 'nope' is not there") as caught:
         find_recipe("nope")
     assert caught.value.hint == "built in: default, smoke; or give a path"
+
+
+def test_a_recipe_extends_another_key_by_key(tmp_path):
+    (tmp_path / "base.toml").write_text(
+        MINIMAL + "[run]\nname = 'base'\nseed = 7\n[sft]\nepochs = 9"
+    )
+    child = "extends = 'base.toml'\n[sft]\nlearning_rate = 1e-5\n[teacher]\nsystem = 'other'"
+    recipe = load(tmp_path, child)
+    assert (recipe.sft.epochs, recipe.sft.learning_rate) == (9, 1e-5)
+    assert (recipe.teacher.model, recipe.teacher.system) == ("path:t.gguf", "other")
+    # Two recipes never share a run folder by accident.
+    assert (recipe.run.name, recipe.run.seed) == ("r", 7)
+
+
+def test_a_recipe_that_extends_itself_is_refused(tmp_path):
+    (tmp_path / "other.toml").write_text("extends = 'r.toml'")
+    with pytest.raises(RecipeError, match=r"^recipe r\.toml extends itself$"):
+        load(tmp_path, "extends = 'other.toml'")
+
+
+def test_what_it_extends_has_to_be_there(tmp_path):
+    with pytest.raises(RecipeError, match=r"^recipe 'nowhere' is not there"):
+        load(tmp_path, "extends = 'nowhere'")
+    with pytest.raises(RecipeError, match=r"^r\.toml: extends = 3 is not the name of a recipe$"):
+        load(tmp_path, "extends = 3")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.recipe import find_recipe, load_recipe
+from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.tasks.gym import family_problems
 from pipeline.tasks.judge import Judge
 from pipeline.transfer_suites import Style, load_suites, styled, suite_problems

@@ -29,8 +29,12 @@ from pipeline import (
     on_policy,
     problems,
     quantize,
+    references,
     report,
     sft,
+)
+from pipeline import (
+    general as general_data,
 )
 from pipeline.memory import start_again_on_huge_pages
 from pipeline.progress import Progress
@@ -56,19 +60,23 @@ def stages(recipe: Recipe) -> list[Stage]:
     r = recipe
     traces = (r.teacher, r.traces)
     training = (r.student, r.sft)
-    supervision = (r.teacher, r.student, r.supervise)
+    supervision = (r.teacher, r.student, r.supervise, r.general)
     asked = r.asked_student
     examination = (r.teacher, asked, r.evaluate)
     practice = r.on_policy.method != "none"
     student = "05-on-policy" if practice else "04-sft"
     trained = ("04-sft", "05-on-policy") if practice else ("04-sft",)
     files = ("06-gguf", "07-onnx")
-    known = ("02-traces", "03-curated")
+    hard = ("03-references",) if r.curate.select == "s1" else ()
+    general = ("02-general",) if r.general.wanted else ()
+    known = ("02-traces", "03-curated", *general)
     everything = ("01-problems", *known, "04-examples", *trained, *files)
     return [
         Stage("01-problems", problems, r.problems, ()),
         Stage("02-traces", collect, traces, ("01-problems",)),
-        Stage("03-curated", curate, r.curate, ("02-traces",)),
+        *([Stage(general[0], general_data, (r.teacher, r.general), ())] if general else []),
+        *([Stage(hard[0], references, examination, ("02-traces",))] if hard else []),
+        Stage("03-curated", curate, r.curate, ("02-traces", *hard)),
         Stage("04-examples", examples, supervision, known),
         Stage("04-sft", sft, training, ("04-examples",)),
         *(

@@ -26,7 +26,7 @@ from pipeline.tasks.judge import Judge
 from serve.errors import DataError
 from serve.messages import Record
 
-SHARED = ("01-problems", "02-traces", "03-curated")
+SHARED = ("01-problems", "02-traces", "02-general", "03-references", "03-curated")
 EXAMPLES_STAGE = "04-examples"
 TRAINED = "trained.json"
 MEASURED = "steps.jsonl"
@@ -93,7 +93,9 @@ def trained(
 def _share(base: RunDir, run: RunDir) -> None:
     for name in SHARED:
         shutil.rmtree(run.root / name, ignore_errors=True)
-        shutil.copytree(base.root / name, run.root / name, ignore=shutil.ignore_patterns(SCRATCH))
+        if (base.root / name).is_dir():
+            ignored = shutil.ignore_patterns(SCRATCH)
+            shutil.copytree(base.root / name, run.root / name, ignore=ignored)
     _give(run.root.parent / MEASURED, run.root / EXAMPLES_STAGE / SCRATCH / MEASURED)
 
 

@@ -1,22 +1,25 @@
 """Stage 03: which traces are worth learning from, and why the others are not.
 
-Reads `traces.jsonl`; writes `kept.jsonl` and `dropped.jsonl` (key and reason), and counts per
-family. Every trace ends in exactly one of the two files.
+Reads `traces.jsonl`, and `references.jsonl` where few are selected; writes `kept.jsonl` and
+`dropped.jsonl` (key and reason), and counts per family. Every trace ends in exactly one of the two
+files.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.recipe import CurateOptions
-from pipeline.records import Trace
+from pipeline.records import Trace, content_key
 from pipeline.run import Context
+from pipeline.selection import difficult, diverse, solved_problems
 from pipeline.store import read_records, write_records
 from pipeline.supervise import reasoning_of
+from serve.errors import DataError
 from serve.messages import Record
 
 STAGE_VERSION = 1
@@ -35,6 +38,8 @@ Drop = Literal[
     "duplicate",
     "near_duplicate",
     "over_quota",
+    "easy",
+    "not_drawn",
 ]
 
 # A trace that says the same line this often is a loop, not an argument.
@@ -55,6 +60,22 @@ def run(
     by_problem: defaultdict[str, list[Trace]] = defaultdict(list)
     for trace in read_records(inputs["02-traces"] / "traces.jsonl", Trace):
         by_problem[trace.problem.key].append(trace)
+    kept, dropped = _filtered(by_problem, config)
+    if config.select == "s1":
+        solved = solved_problems(inputs["03-references"])
+        kept, more = _selected(kept, solved, config, context.seed)
+        dropped += more
+    write_records(out / "kept.jsonl", sorted(kept, key=lambda t: t.key))
+    write_records(out / "dropped.jsonl", sorted(dropped, key=lambda d: d.key))
+    return {
+        "kept": dict(sorted(Counter(t.problem.family for t in kept).items())),
+        "dropped": _by_reason(dropped),
+    }
+
+
+def _filtered(
+    by_problem: Mapping[str, list[Trace]], config: CurateOptions
+) -> tuple[list[Trace], list[Dropped]]:
     kept: list[Trace] = []
     dropped: list[Dropped] = []
     for _, traces in sorted(by_problem.items()):
@@ -66,12 +87,23 @@ def run(
             else:
                 dropped.append(Dropped(key=trace.key, family=trace.problem.family, reason=reason))
         kept += chosen
-    write_records(out / "kept.jsonl", sorted(kept, key=lambda t: t.key))
-    write_records(out / "dropped.jsonl", sorted(dropped, key=lambda d: d.key))
-    return {
-        "kept": dict(sorted(Counter(t.problem.family for t in kept).items())),
-        "dropped": _by_reason(dropped),
-    }
+    return kept, dropped
+
+
+def _selected(
+    kept: Sequence[Trace], solved: Collection[str], config: CurateOptions, seed: int
+) -> tuple[list[Trace], list[Dropped]]:
+    hard = difficult(kept, solved)
+    if not hard:
+        raise DataError(f"every problem of {len(kept)} kept traces is solved by a reference")
+    chosen = diverse(hard, config.select_traces, int(content_key(seed, "03-curated")[:15], 16))
+    keys = {trace.key for trace in chosen}
+    reasons: dict[bool, Drop] = {True: "easy", False: "not_drawn"}
+    return chosen, [
+        Dropped(key=t.key, family=t.problem.family, reason=reasons[t.problem.key in solved])
+        for t in kept
+        if t.key not in keys
+    ]
 
 
 def drop_reason(trace: Trace, chosen: Sequence[Trace], config: CurateOptions) -> Drop | None:
@@ -79,12 +111,12 @@ def drop_reason(trace: Trace, chosen: Sequence[Trace], config: CurateOptions) ->
     if config.keep == "everything":
         return None
     verdict, completion = trace.verdict, trace.completion
-    if verdict.passed is None:
-        return "not_scored"
-    if not verdict.passed:
-        if verdict.reason == "truncated":
-            return "truncated"
-        return "no_answer" if verdict.reason == "no_answer" else "wrong"
+    if verdict.reason == "truncated":
+        return "truncated"
+    if verdict.reason == "no_answer":
+        return "no_answer"
+    if config.keep == "correct" and not verdict.passed:
+        return "not_scored" if verdict.passed is None else "wrong"
     if completion.completion_tokens < config.min_tokens:
         return "too_short"
     if completion.completion_tokens > config.max_tokens:

@@ -1,7 +1,8 @@
 """Stage 04, before SFT: which part of which traces the student learns.
 
-Reads `kept.jsonl` and `traces.jsonl`; writes `examples.jsonl` sorted by key, and `steps.jsonl`
-(every line of every trace, what it is worth and whether it stays) where the view measures that.
+Reads `kept.jsonl` and `traces.jsonl`, and `general.jsonl` where the recipe mixes it in; writes
+`examples.jsonl` sorted by key, and `steps.jsonl` (every line of every trace, what it is worth and
+whether it stays) where the view measures that.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.examine import CONTEXT_TOKENS
-from pipeline.recipe import StudentOptions, SuperviseOptions, TeacherOptions
-from pipeline.records import Example, Trace, content_key
+from pipeline.recipe import GeneralOptions, StudentOptions, SuperviseOptions, TeacherOptions
+from pipeline.records import Example, General, Trace, content_key
 from pipeline.run import SCRATCH, Context
 from pipeline.steps import Measure, Steps, measured_steps
 from pipeline.store import read_records, write_records
@@ -28,12 +29,12 @@ STAGE_VERSION = 1
 LIBRARIES = ("transformers",)
 SCORED_SLOTS = 32
 
-Config = tuple[TeacherOptions, StudentOptions, SuperviseOptions]
+Config = tuple[TeacherOptions, StudentOptions, SuperviseOptions, GeneralOptions]
 
 
 def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Write the examples of the recipe's view. Raises DataError when there are none."""
-    _, student, options = config
+    _, student, options, general = config
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(student_checkpoint(student), local_files_only=True)
@@ -42,8 +43,10 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     steps = _steps(kept, config, out, context) if options.view == "steps" else {}
     material = Material(kept, student, options, length, _wrong(kept, inputs), steps)
     made = sorted(VIEWS[options.view](material), key=lambda e: e.key)
-    examples = _within(made, options, length, context)
-    if not examples:
+    reasoned = _within(made, options, length, context)
+    beside = _general(inputs, general, len(reasoned), context) if general.wanted else []
+    examples = sorted([*reasoned, *beside], key=lambda e: e.key)
+    if not reasoned:
         raise DataError(f"view {options.view} made no example of {len(kept)} kept traces")
     write_records(out / "examples.jsonl", examples)
     return {
@@ -51,6 +54,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
         "traces": len(kept),
         "examples": len(examples),
         "supervised_tokens": sum(map(length, examples)),
+        **({"general": len(beside)} if general.wanted else {}),
         **_steps_counts(steps, options),
     }
 
@@ -71,6 +75,25 @@ def _wrong(kept: Sequence[Trace], inputs: Mapping[str, Path]) -> list[Trace]:
     ]
 
 
+def _general(
+    inputs: Mapping[str, Path], options: GeneralOptions, reasoned: int, context: Context
+) -> list[Example]:
+    """General data for the wanted share of all examples, or as much of it as there is."""
+    rows = list(read_records(inputs["02-general"] / "general.jsonl", General))
+    rows.sort(key=lambda row: content_key(context.seed, "general", row.key))
+    count = round(reasoned * options.share / (1 - options.share))
+    system = {"role": "system", "content": options.system}
+    return [
+        Example(
+            key=row.key,
+            family="general",
+            prompt=(system, {"role": "user", "content": row.prompt}),
+            completion=row.response,
+        )
+        for row in rows[:count]
+    ]
+
+
 def _within(
     examples: list[Example], options: SuperviseOptions, length: Any, context: Context
 ) -> list[Example]:
@@ -88,7 +111,7 @@ def _within(
 
 
 def _steps(kept: Sequence[Trace], config: Config, out: Path, context: Context) -> dict[str, Steps]:
-    teacher, student, options = config
+    teacher, student, options, _ = config
     if options.step_scorer == "teacher":
         open_engine, identity = partial(open_teacher, teacher), teacher_identity(teacher)
     else:

@@ -79,8 +79,10 @@ class TracesOptions(Record):
 
 
 class CurateOptions(Record):
-    keep: Literal["correct", "everything"] = Field(
-        "correct", description="everything: no filter at all (OpenThoughts3)"
+    keep: Literal["correct", "answered", "everything"] = Field(
+        "correct",
+        description="answered: right or wrong, by the other filters (OpenThoughts3); "
+        "everything: no filter at all",
     )
     min_tokens: int = Field(4, ge=0, description="shortest trace, teacher tokens")
     max_tokens: int = Field(100_000, ge=1, description="longest trace, teacher tokens")
@@ -89,6 +91,33 @@ class CurateOptions(Record):
     )
     per_problem: int = Field(4, ge=1, description="most traces kept a problem")
     scripts: tuple[str, ...] = Field(("LATIN",), description="writing systems a trace may use")
+    select: Literal["all", "s1"] = Field(
+        "all", description="s1: difficult and diverse ones, see pipeline/selection.py"
+    )
+    select_traces: int = Field(1000, ge=1, description="s1: how many")
+
+
+class GeneralSet(Record):
+    name: str = Field(description="Hugging Face dataset, or a local folder")
+    config: str | None = None
+    split: str = "train"
+    prompt: str = Field("prompt", description="column that holds the prompt")
+    response: str | None = Field(None, description="column of the response; none: the teacher's")
+    revision: str | None = Field(None, description="commit of the dataset")
+
+
+class GeneralOptions(Record):
+    """General data beside the traces; none without files and datasets."""
+
+    files: tuple[str, ...] = Field((), description='JSONL of {"prompt", "response"}, or built in')
+    datasets: tuple[GeneralSet, ...] = ()
+    share: float = Field(0.25, gt=0.0, lt=1.0, description="of all examples, at most")
+    system: str = Field("You are a helpful assistant.", description="asked and learnt with")
+    max_tokens: int = Field(96, ge=1, le=131_072, description="teacher's answer, tokens")
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.files or self.datasets)
 
 
 class StudentOptions(Record):
@@ -214,6 +243,7 @@ class Recipe(Record):
     problems: ProblemsOptions
     teacher: TeacherOptions
     traces: TracesOptions = TracesOptions()
+    general: GeneralOptions = GeneralOptions()
     curate: CurateOptions = CurateOptions()
     student: StudentOptions
     supervise: SuperviseOptions = SuperviseOptions()

@@ -73,3 +73,14 @@ class Example(Record):
     family: str
     prompt: tuple[dict[str, str], ...]
     completion: str
+
+
+class General(Record):
+    """A prompt that asks for no reasoning, and what to say to it."""
+
+    prompt: str = Field(min_length=1)
+    response: str = ""
+
+    @property
+    def key(self) -> str:
+        return content_key("general", self.prompt)

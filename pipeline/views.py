@@ -139,6 +139,8 @@ def view_sentence(counts: Mapping[str, Any]) -> str:
         f"Supervision: view {counts['view']}, {counts['traces']} traces made "
         f"{counts['examples']} examples of {counts['supervised_tokens']} supervised tokens."
     )
+    if "general" in counts:
+        made += f" {counts['general']} of them are general data without reasoning."
     if "lines" not in counts:
         return made
     return made + (

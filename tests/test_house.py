@@ -19,6 +19,8 @@ MAY_IMPORT = {
 STAGES = {
     "problems",
     "collect",
+    "general",
+    "references",
     "curate",
     "examples",
     "sft",

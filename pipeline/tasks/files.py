@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -56,15 +57,7 @@ def dataset_problems(
 
     Raises DataError when it cannot be loaded, or a row lacks a column or a reference answer.
     """
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(name, config, split=split, revision=revision)
-    except Exception as error:  # the edge: the library raises a dozen unrelated kinds
-        raise DataError(f"dataset {name} split {split} cannot be loaded: {error}") from error
-    for column in (question, answer):
-        if column not in rows.column_names:
-            raise DataError(f"dataset {name} has no column {column!r}: {rows.column_names}")
+    rows = dataset_rows(name, config, split, revision, (question, answer))
     for index, row in enumerate(rows):
         reference = str(row[answer])
         match = GSM8K_ANSWER.search(reference)
@@ -74,3 +67,20 @@ def dataset_problems(
         yield Problem(
             question=str(row[question]).strip(), answer=reference.strip(), family=Path(name).name
         )
+
+
+def dataset_rows(
+    name: str, config: str | None, split: str, revision: str | None, columns: Sequence[str]
+) -> Iterable[Mapping[str, Any]]:
+    """Rows of a data set. Raises DataError when it cannot be loaded or lacks one of `columns`."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, config, split=split, revision=revision)
+    except Exception as error:  # the edge: the library raises a dozen unrelated kinds
+        raise DataError(f"dataset {name} split {split} cannot be loaded: {error}") from error
+    for column in columns:
+        if column not in rows.column_names:
+            raise DataError(f"dataset {name} has no column {column!r}: {rows.column_names}")
+    found: Iterable[Mapping[str, Any]] = rows
+    return found

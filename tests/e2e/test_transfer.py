@@ -38,7 +38,7 @@ lower = true
 name = "few-shot"
 shots = 1
 """
-RUNGS = ("base student", "SFT student", "Q8_0")
+RUNGS = ("base student", "SFT student", "GGUF Q8_0")
 
 
 def transfer(root, suites, *more):
@@ -83,7 +83,7 @@ def test_every_rung_is_asked_everything_once(asked):
     assert counts == {
         "base student": {**whole, "samples": 4},
         "SFT student": {**whole, "samples": 4},
-        "Q8_0": {**whole, "samples": 0},
+        "GGUF Q8_0": {**whole, "samples": 0},
     }
     forced = [r for r in rows if r.suite == "forced"]
     assert forced

@@ -1,10 +1,11 @@
 """Was practice worth its time? The same seconds spent on more traces and SFT, on the same items.
 
     python -m pipeline.compare on-policy sft --equal-compute --run FOLDER
+    python -m pipeline.compare recipes [--run FOLDER]      (pipeline/compare_recipes.py)
 
-Reads a finished run with practice; makes `FOLDER/compare/more-sft` (traces that are there already
-are not asked again), trains a student on the larger set, evaluates it beside the practised one, and
-writes `FOLDER/compare.json`, which the report then shows.
+The first reads a finished run with practice; makes `FOLDER/compare/more-sft` (traces that are there
+already are not asked again), trains a student on the larger set, evaluates it beside the practised
+one, and writes `FOLDER/compare.json`, which the report then shows.
 """
 
 from __future__ import annotations
@@ -18,19 +19,22 @@ from typing import Any
 
 from pipeline import report
 from pipeline.all import QUIET, execute, stages
+from pipeline.compare_recipes import add_arguments, compare_recipes
 from pipeline.examine import ON_POLICY, ON_POLICY_STAGE, SFT_STAGE, checkpoint_rung, examine
 from pipeline.ladder import Judged, against, greedy
 from pipeline.ledger import COMPARED, greedy_by_rung, manifest_of
 from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
+from pipeline.methods_table import sentences, table
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import recorded_recipe
 from pipeline.records import Problem
-from pipeline.run import SCRATCH, Context, RunDir, run_stage
+from pipeline.report_again import show_again
+from pipeline.run import SCRATCH, Context, RunDir
 from pipeline.store import read_records, write_file, write_json
 from pipeline.tasks.judge import Judge
-from serve.errors import DataError, RetortError
+from serve.errors import DataError, Interrupted, RetortError
 
 RIVAL = "compare/more-sft"
 
@@ -120,34 +124,26 @@ def _verdict(judged: list[Judged], root: Path) -> dict[str, Any]:
     }
 
 
-def show_again(root: Path, progress: Progress) -> None:
-    """Write the report anew, with the comparison in it."""
-    recipe = recorded_recipe(root)
-    run = RunDir(root)
-    table = stages(recipe)
-    inputs = {s.name: m for s in table if (m := run.manifest(s)) is not None and not s.files}
-    stage = table[-1]
-    fingerprint = run.fingerprint(stage, {n: inputs[n] for n in stage.needs}, recipe.run.seed)
-    run_stage(run, stage, fingerprint, Context(recipe.run.seed, progress))
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.compare", description=__doc__)
-    parser.add_argument("first", choices=["on-policy"])
-    parser.add_argument("second", choices=["sft"])
-    parser.add_argument("--equal-compute", action="store_true", required=True)
-    parser.add_argument("--run", type=Path, default=Path("runs/default"))
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     progress = Progress()
     try:
+        if options.what == "recipes":
+            wanted = (options.recipes, options.set, options.items, options.suites)
+            methods = compare_recipes(options.run, *wanted, progress)
+            print(f"{table(methods)}\n{sentences(methods)}\ntable: {options.run / 'recipes.md'}")
+            return 0
         found = compare(options.run, progress)
         with RunDir(options.run).locked():
             show_again(options.run, progress)
     except RetortError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return Interrupted.exit_code
     low, high = found["interval"]
     print(
         f"on-policy {100 * found['on_policy']:.1f} %, {found['more_problems']} more problems for "
@@ -156,6 +152,20 @@ def main(arguments: list[str] | None = None) -> int:
         f"p {found['p_value']:.3g}\nreport: {options.run / report.FILES[0]}"
     )
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.compare",
+        description="Two ways to spend the same compute, or the published methods side by side.",
+    )
+    kinds = parser.add_subparsers(dest="what", required=True)
+    practice = kinds.add_parser("on-policy", help="practice of a finished run, or more traces?")
+    practice.add_argument("rival", choices=["sft"])
+    practice.add_argument("--equal-compute", action="store_true", required=True)
+    practice.add_argument("--run", type=Path, default=Path("runs/default"))
+    add_arguments(kinds.add_parser("recipes", help="one student a published method"))
+    return parser
 
 
 if __name__ == "__main__":

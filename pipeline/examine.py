@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.asking import ask, request_for
+from pipeline.budget_forcing import waited
 from pipeline.ladder import BASE, Judged
 from pipeline.prompts import student_messages
 from pipeline.recipe import EvaluateOptions, StudentOptions
@@ -17,7 +18,7 @@ from pipeline.tasks.judge import Judge
 from serve.engines import load_engine
 from serve.engines.base import Engine
 from serve.engines.child import ChildEngine, load_in_child
-from serve.messages import Message, Request, Sampling
+from serve.messages import Completion, Message, Request, Sampling
 from serve.models import artifact_sha256, file_sha256, folder_bytes
 
 SFT, ON_POLICY = "SFT student", "on-policy student"
@@ -162,7 +163,12 @@ def examine(
             )
             asked[request.key] = (problem, sample)
             requests.append(request)
-    answers = ask(rung.open, requests, out / SCRATCH / "answers.jsonl", rung.name, context)
+    log = out / SCRATCH / "answers.jsonl"
+
+    def more(wanted: Sequence[Request]) -> dict[str, Completion]:
+        return ask(rung.open, wanted, log, rung.name, context)
+
+    answers = waited(requests, more(requests), options.waits, more)
     return [
         Judged(
             rung=rung.name,

@@ -225,6 +225,9 @@ class EvaluateOptions(Record):
     temperature: float = Field(0.7, gt=0.0, le=2.0, description="for pass@k; pass@1 is greedy")
     top_p: float = Field(0.95, gt=0.0, le=1.0, description="for pass@k")
     slots: int = Field(64, ge=1, le=1024, description="sequences answered at a time")
+    waits: int = Field(
+        0, ge=0, le=16, description='times the end of thinking is put off by "Wait" (s1)'
+    )
 
 
 class GateOptions(Record):

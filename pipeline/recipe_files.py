@@ -12,7 +12,7 @@ from pipeline.recipe import Recipe
 from serve.errors import DataError, RecipeError
 
 FOLDER = Path(__file__).parent / "recipes"
-EXTENDS = "extends"
+EXTENDS, ANEW = "extends", "anew"
 
 
 def find_recipe(name: str) -> Path:
@@ -20,15 +20,17 @@ def find_recipe(name: str) -> Path:
     for candidate in (Path(name), FOLDER / f"{name}.toml"):
         if candidate.is_file():
             return candidate
-    known = ", ".join(sorted(str(p.relative_to(FOLDER).with_suffix("")) for p in _built_in()))
-    raise RecipeError(f"recipe {name!r} is not there", hint=f"built in: {known}; or give a path")
+    raise RecipeError(
+        f"recipe {name!r} is not there", hint=f"built in: {_built_in()}; or give a path"
+    )
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read a recipe; `overrides` are `section.key=value` with the value in TOML.
 
     `extends = "NAME"` (a built-in recipe, or a path beside this file) puts this file's lines over
-    that recipe's, key by key; only the run's name is not taken over.
+    that recipe's, key by key; only the run's name is not taken over, and nothing of a section that
+    says `anew = true`.
 
     Raises RecipeError with the file, the field and the value that was refused.
     """
@@ -41,8 +43,10 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError(f"{path.name}: {_first_fault(error)}") from error
 
 
-def _built_in() -> list[Path]:
-    return [*FOLDER.glob("*.toml"), *FOLDER.glob("*/*.toml")]
+def _built_in() -> str:
+    """The recipes by name, and the folders that hold more."""
+    folders = sorted({f"{path.parent.name}/…" for path in FOLDER.glob("*/*.toml")})
+    return ", ".join([*sorted(path.stem for path in FOLDER.glob("*.toml")), *folders])
 
 
 def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
@@ -67,6 +71,8 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    if above.pop(ANEW, False):
+        return above
     both = {
         key: _over(below[key], value)
         if isinstance(value, dict) and isinstance(below.get(key), dict)

@@ -21,31 +21,45 @@ from typing import Any
 from pipeline import report
 from pipeline.all import QUIET, stages
 from pipeline.asking import ask
-from pipeline.compare import show_again
+from pipeline.budget_forcing import waited
 from pipeline.evaluate import rungs_of
 from pipeline.examine import Rung, inputs_of
+from pipeline.ladder import Judged
 from pipeline.ledger import manifest_of
 from pipeline.memory import give_back_memory, keep_freed_memory, start_again_on_huge_pages
 from pipeline.progress import Progress
 from pipeline.recipe_files import recorded_recipe
 from pipeline.report import TRANSFER as FOLDER
 from pipeline.report import TRANSFER_SUMMARY as SUMMARY
+from pipeline.report_again import show_again
 from pipeline.run import SCRATCH, Context, RunDir
-from pipeline.store import write_file, write_json, write_records
+from pipeline.store import read_records, write_file, write_json, write_records
 from pipeline.tasks.judge import Judge
 from pipeline.transfer_questions import Questions
 from pipeline.transfer_suites import load_suites
 from pipeline.transfer_summary import FRESH, Asked, summary
 from pipeline.transfer_table import text_of
 from serve.errors import DataError, Interrupted, RetortError, UsageError
+from serve.messages import Completion, Request
 
 
 def ask_rung(
-    rung: Rung, questions: Questions, log: Path, judge: Judge, context: Context
+    rung: Rung,
+    questions: Questions,
+    log: Path,
+    judge: Judge,
+    context: Context,
+    sampled: bool = True,
 ) -> list[Asked]:
     """The rung's answers, judged, those of the evaluation among them. The engine is opened once."""
-    asked = list(questions.of(rung))
-    answers = ask(rung.open, [q.request for q in asked], log, rung.name, context)
+    asked = list(questions.of(rung, sampled))
+
+    def more(wanted: Sequence[Request]) -> dict[str, Completion]:
+        return ask(rung.open, wanted, log, rung.name, context)
+
+    answers = more([q.request for q in asked])
+    whole = [q.request for q in asked if not q.request.begun]
+    answers |= waited(whole, answers, questions.options.waits, more)
     rows = [
         Asked(
             rung=rung.name,
@@ -87,13 +101,14 @@ def transfer(root: Path, name: str, wanted: Sequence[str], progress: Progress) -
     for stage in stages(recipe)[:-1]:
         if run.manifest(stage) is None:
             raise DataError(f"{root} is not finished: {stage.name} has no manifest")
-    suites, folder = load_suites(name)
+    suites = load_suites(name)
     rungs = rungs_of((recipe.teacher, recipe.asked_student, recipe.evaluate), inputs_of(root))
     names = [rung.name for rung in rungs]
     unknown = sorted(set(wanted) - set(names))
     if unknown:
         raise UsageError(f"no rung {unknown[0]!r}", hint=f"there are {', '.join(names)}")
-    questions = Questions(root, recipe, suites, folder)
+    answered = list(read_records(root / "08-evaluate" / "answers.jsonl", Judged))
+    questions = Questions(root, recipe, suites, answered)
     log = root / FOLDER / SCRATCH / "answers.jsonl"
     rows: list[Asked] = []
     keep_freed_memory(one_heap=True)

@@ -35,9 +35,17 @@ class Question(NamedTuple):
 class Questions:
     """What the rungs of a run are asked, and of what the run trained on."""
 
-    def __init__(self, root: Path, recipe: Recipe, suites: Suites, folder: Path) -> None:
+    def __init__(
+        self,
+        root: Path,
+        recipe: Recipe,
+        suites: tuple[Suites, Path],
+        answered: Sequence[Judged],
+    ) -> None:
+        """`suites` with the folder they lie in; `answered`: the rungs' answers to fresh items."""
         self.options: EvaluateOptions = recipe.evaluate
-        self.suites, self.seed = suites, recipe.run.seed
+        self.suites, folder = suites
+        self.seed = recipe.run.seed
         sides = {
             side: list(read_records(root / "01-problems" / f"{side}.jsonl", Problem))
             for side in ("train", "practice", "eval", "gate")
@@ -47,9 +55,10 @@ class Questions:
         self.trained_on = [*sides["train"], *sides["practice"]]
         self.traces = list(read_records(root / "03-curated" / "kept.jsonl", Trace))
         self.problems = {
-            suite.name: suite_problems(suite, folder, self.seed, known) for suite in suites.suite
+            suite.name: suite_problems(suite, folder, self.seed, known)
+            for suite in self.suites.suite
         }
-        self.answered = list(read_records(root / "08-evaluate" / "answers.jsonl", Judged))
+        self.answered = answered
         self.shots = _shots(self.traces)
 
     def overlaps(self) -> list[Overlap]:
@@ -58,11 +67,11 @@ class Questions:
         trained += [Trained("trace", t.key, t.completion.text) for t in self.traces]
         return overlaps({FRESH: self.fresh, **self.problems}, trained)
 
-    def of(self, rung: Rung) -> Iterator[Question]:
-        """Everything `rung` is to be asked."""
+    def of(self, rung: Rung, sampled: bool = True) -> Iterator[Question]:
+        """Everything `rung` is to be asked; `sampled`: many samples of a few items too."""
         yield from self._of_suites(rung)
         yield from self._of_styles(rung)
-        if rung.name in STUDENTS:
+        if sampled and rung.name in STUDENTS:
             yield from self._of_samples(rung)
         yield from self._forced(rung)
 

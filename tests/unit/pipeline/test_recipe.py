@@ -58,7 +58,7 @@ def test_a_field_can_be_set_from_the_command_line(tmp_path):
 def test_an_unknown_recipe_names_the_built_in_ones():
     with pytest.raises(RecipeError, match="recipe 'nope' is not there") as caught:
         find_recipe("nope")
-    assert caught.value.hint == "built in: default, smoke; or give a path"
+    assert caught.value.hint == "built in: default, smoke, embedded/…; or give a path"
 
 
 def test_a_recipe_extends_another_key_by_key(tmp_path):
@@ -71,6 +71,12 @@ def test_a_recipe_extends_another_key_by_key(tmp_path):
     assert (recipe.teacher.model, recipe.teacher.system) == ("path:t.gguf", "other")
     # Two recipes never share a run folder by accident.
     assert (recipe.run.name, recipe.run.seed) == ("r", 7)
+
+
+def test_a_section_can_start_anew(tmp_path):
+    (tmp_path / "base.toml").write_text(MINIMAL + "[sft]\nepochs = 9\nbatch_examples = 3")
+    recipe = load(tmp_path, "extends = 'base.toml'\n[sft]\nanew = true\nepochs = 2")
+    assert (recipe.sft.epochs, recipe.sft.batch_examples) == (2, 16)
 
 
 def test_a_recipe_that_extends_itself_is_refused(tmp_path):

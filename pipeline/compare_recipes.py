@@ -1,0 +1,210 @@
+"""The published methods side by side: one student a recipe, all asked the same.
+
+    python -m pipeline.compare recipes [--run FOLDER] [--recipes plain r1 …] [--items 152]
+
+Each recipe of `pipeline/recipes/embedded/` runs to its last training stage in a folder of its own;
+an answer of the teacher that two recipes want is asked once. Writes `FOLDER/recipes.json` and
+`FOLDER/recipes.md`. What a student answered is kept, its weights are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean
+
+from pydantic import ValidationError
+
+from pipeline.all import execute, stages
+from pipeline.examine import ON_POLICY_STAGE, SFT_STAGE, checkpoint_rung, examine
+from pipeline.ladder import Judged
+from pipeline.memory import give_back_memory, keep_freed_memory
+from pipeline.methods_table import Method, sentences, table
+from pipeline.progress import Progress
+from pipeline.recipe import Recipe
+from pipeline.recipe_files import FOLDER, find_recipe, load_recipe
+from pipeline.records import Problem, content_key
+from pipeline.run import SCRATCH, Context, RunDir
+from pipeline.store import read_records, write_file, write_json, write_records
+from pipeline.tasks.judge import Judge
+from pipeline.transfer import ask_rung
+from pipeline.transfer_questions import Questions
+from pipeline.transfer_suites import Suites, load_suites
+from pipeline.transfer_summary import FRESH, Asked, summary
+from serve.errors import DataError
+
+EMBEDDED = "embedded"
+# The recipe that only says what the others share.
+BASE = "base"
+METHOD, ASKED, POOL = "method.json", "asked.jsonl", "pool"
+POOLED = ("02-traces", "02-general", "03-references")
+
+
+def built_in() -> list[str]:
+    """Names of the embedded recipes, the plain one first."""
+    names = sorted(p.stem for p in (FOLDER / EMBEDDED).glob("*.toml") if p.stem != BASE)
+    return sorted(names, key=lambda name: name != "plain")
+
+
+def compare_recipes(
+    root: Path,
+    names: Sequence[str],
+    overrides: Sequence[str],
+    items: int,
+    suites: str,
+    progress: Progress,
+) -> list[Method]:
+    """Teach and examine a student by every recipe, and write the table. Raises RetortError."""
+    wanted = load_suites(suites)
+    recipes = {n: load_recipe(find_recipe(f"{EMBEDDED}/{n}"), tuple(overrides)) for n in names}
+    methods = []
+    for name, recipe in recipes.items():
+        progress.say(f"recipe {name}")
+        methods.append(_method(root, name, recipe, items, wanted, progress))
+    write_json(root / "recipes.json", [m.model_dump(mode="json") for m in methods])
+    write_file(root / "recipes.md", f"{table(methods)}\n{sentences(methods)}\n")
+    return methods
+
+
+def _method(
+    root: Path,
+    name: str,
+    recipe: Recipe,
+    items: int,
+    suites: tuple[Suites, Path],
+    progress: Progress,
+) -> Method:
+    run = RunDir(root / name)
+    last = SFT_STAGE if recipe.on_policy.method == "none" else ON_POLICY_STAGE
+    with run.locked(), run.logged():
+        known = _known(run, recipe, last, items, suites)
+        if known is not None:
+            return known
+        with _pooled(root / POOL, run.root):
+            execute(run, recipe, progress, until=last)
+        rows = _asked(run, recipe, last, items, suites, progress)
+        write_records(run.root / ASKED, rows)
+        method = _measured(run, recipe, last, items, suites, rows)
+        write_json(run.root / METHOD, method.model_dump(mode="json"))
+        # 270 MB a stage and recipe; what was answered is what is compared.
+        for stage in (SFT_STAGE, ON_POLICY_STAGE):
+            (run.root / stage / "model.safetensors").unlink(missing_ok=True)
+    return method
+
+
+def _fingerprint(
+    run: RunDir, recipe: Recipe, last: str, items: int, suites: tuple[Suites, Path]
+) -> str | None:
+    """Of what the student was taught and asked; None before its last stage is done."""
+    stage = next(stage for stage in stages(recipe) if stage.name == last)
+    manifest = run.manifest(stage)
+    if manifest is None:
+        return None
+    settings = (recipe.model_dump(mode="json"), items, suites[0].model_dump(mode="json"))
+    return content_key(manifest.fingerprint, settings)
+
+
+def _known(
+    run: RunDir, recipe: Recipe, last: str, items: int, suites: tuple[Suites, Path]
+) -> Method | None:
+    try:
+        found = Method.model_validate_json((run.root / METHOD).read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return found if found.fingerprint == _fingerprint(run, recipe, last, items, suites) else None
+
+
+@contextmanager
+def _pooled(pool: Path, root: Path) -> Iterator[None]:
+    """The teacher's answers that earlier recipes paid for, and this one's for those to come."""
+    logs = {pool / f"{name}.jsonl": root / name / SCRATCH / "answers.jsonl" for name in POOLED}
+    for common, own in logs.items():
+        _grown(common, own)
+    try:
+        yield
+    finally:
+        for common, own in logs.items():
+            _grown(own, common)
+
+
+def _grown(source: Path, target: Path) -> None:
+    """`target` with the lines of `source` that it lacks."""
+    if not source.exists():
+        return
+    there = target.read_bytes() if target.exists() else b""
+    known = set(there.splitlines())
+    more = [line for line in source.read_bytes().splitlines() if line not in known]
+    if more:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_file(target, b"".join(line + b"\n" for line in [*there.splitlines(), *more]))
+
+
+def _asked(
+    run: RunDir,
+    recipe: Recipe,
+    last: str,
+    items: int,
+    suites: tuple[Suites, Path],
+    progress: Progress,
+) -> list[Asked]:
+    options = recipe.evaluate.model_copy(update={"k_items": 0})
+    problems = list(read_records(run.root / "01-problems" / "eval.jsonl", Problem))
+    if items > len(problems):
+        raise DataError(f"{items} items wanted, {len(problems)} in {run.root}")
+    rung = checkpoint_rung(run.root / last, recipe.asked_student, options)
+    context = Context(recipe.run.seed, progress)
+    keep_freed_memory(one_heap=True)
+    with Judge() as judge:
+        fresh: list[Judged] = examine(
+            rung, problems[:items], options, run.root / "evaluated", judge, context
+        )
+        questions = Questions(run.root, recipe, suites, fresh)
+        log = run.root / "evaluated" / SCRATCH / "answers.jsonl"
+        rows = ask_rung(rung, questions, log, judge, context, sampled=False)
+    give_back_memory()
+    keep_freed_memory()
+    return rows
+
+
+def _measured(
+    run: RunDir,
+    recipe: Recipe,
+    last: str,
+    items: int,
+    suites: tuple[Suites, Path],
+    rows: Sequence[Asked],
+) -> Method:
+    found = summary(rows)
+    rung = next(iter(found["rungs"]))
+    manifests = {s.name: m for s in stages(recipe) if (m := run.manifest(s)) is not None}
+    fingerprint = _fingerprint(run, recipe, last, items, suites)
+    assert fingerprint is not None  # the stage has just been done
+    own = [r for r in rows if r.suite == FRESH]
+    names = [stage.name for stage in stages(recipe)]
+    # Traces are left out: a recipe that comes later finds answers that an earlier one paid for.
+    spent = names[names.index("04-examples") : names.index(last) + 1]
+    practised = manifests[ON_POLICY_STAGE].counts if last == ON_POLICY_STAGE else {}
+    return Method(
+        name=run.root.name,
+        fingerprint=fingerprint,
+        right={r.item: r.verdict.passed for r in own if r.verdict.passed is not None},
+        suites={name: cells[rung]["whole"] for name, cells in found["suites"].items()},
+        rung=found["rungs"][rung],
+        answer_tokens=round(mean(r.completion.completion_tokens for r in own), 1),
+        supervised_tokens=manifests[SFT_STAGE].counts["supervised_tokens"],
+        teacher_tokens=manifests["02-traces"].counts["completion_tokens"]
+        + practised.get("teacher_tokens", 0),
+        minutes=round(sum(manifests[name].took_s for name in spent) / 60, 1),
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `python -m pipeline.compare recipes` takes."""
+    names = built_in()
+    parser.add_argument("--run", type=Path, default=Path("runs/recipes"))
+    parser.add_argument("--recipes", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--items", type=int, default=152, help="fresh items a student")
+    parser.add_argument("--suites", default=EMBEDDED, help="a TOML file, or a built-in name")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")

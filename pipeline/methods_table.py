@@ -1,0 +1,108 @@
+"""The published methods side by side: one table, and what it allows to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.ladder import against
+from pipeline.transfer_summary import FRESH
+from serve.messages import Record
+
+HEAD = [
+    "recipe",
+    "fresh",
+    "against plain",
+    "harder",
+    "related",
+    "general",
+    "styles mean (worst)",
+    "needs its reasoning",
+    "answer tokens",
+    "supervised tokens",
+    "teacher tokens",
+    "training minutes",
+]
+PLAIN = "plain"
+
+
+class Method(Record):
+    """One student: what it was taught by, what that cost, and what its answers say.
+
+    `right` is by item of the fresh suite; `suites` are accuracies. Tokens: those learned from over
+    all epochs (SFT), and those the teacher wrote or graded. `minutes`: of training.
+    """
+
+    name: str
+    fingerprint: str
+    right: dict[str, bool]
+    suites: dict[str, Any]
+    rung: dict[str, Any]
+    answer_tokens: float
+    supervised_tokens: int
+    teacher_tokens: int
+    minutes: float
+
+
+def rows(methods: Sequence[Method]) -> list[list[str]]:
+    """Cells below `HEAD`; the difference stands beside the recipe named `plain`, where it ran."""
+    plain = next((m.right for m in methods if m.name == PLAIN), {})
+    return [_cells(method, plain) for method in methods]
+
+
+def table(methods: Sequence[Method]) -> str:
+    """Markdown."""
+    lines = [HEAD, ["---"] * len(HEAD), *rows(methods)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def sentences(methods: Sequence[Method]) -> str:
+    """What the intervals allow to say of each recipe beside `plain`, and nothing more."""
+    plain = next((m for m in methods if m.name == PLAIN), None)
+    if plain is None:
+        return ""
+    said: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    for method in methods:
+        found = against(plain.right, method.right) if method.name != PLAIN else None
+        if found is not None:
+            low, high = found["interval"]
+            outcome = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+            said[outcome].append(method.name)
+    parts = [
+        f"{outcome} than plain on fresh items: {', '.join(names)}"
+        if outcome != "not told apart"
+        else f"not told apart from plain by {len(plain.right)} items: {', '.join(names)}"
+        for outcome, names in said.items()
+        if names
+    ]
+    return "; ".join(parts) + ("." if parts else "")
+
+
+def _cells(method: Method, plain: dict[str, bool]) -> list[str]:
+    difference = against(plain, method.right) if method.name != PLAIN else None
+    styles, forced = method.rung["over_styles"], method.rung["forced"]
+    return [
+        method.name,
+        _share(method, FRESH),
+        _points(difference) if difference else "",
+        *(_share(method, suite) for suite in ("harder", "related", "general")),
+        f"{100 * styles['mean']:.1f} ({100 * styles['worst']:.1f})" if styles else "",
+        _points(forced["depends"]) if forced else "",
+        f"{method.answer_tokens:.0f}",
+        f"{method.supervised_tokens:,}",
+        f"{method.teacher_tokens:,}",
+        f"{method.minutes:.1f}",
+    ]
+
+
+def _share(method: Method, suite: str) -> str:
+    cell = method.suites.get(suite)
+    if cell is None:
+        return ""
+    low, high = cell["interval"]
+    return f"{100 * cell['accuracy']:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def _points(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{100 * found['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

@@ -1,0 +1,77 @@
+"""Methods whose answers are known, side by side; and answers that two recipes share."""
+
+import pytest
+
+from pipeline.compare_recipes import _grown, _pooled, built_in
+from pipeline.methods_table import HEAD, Method, rows, sentences, table
+from pipeline.recipe_files import find_recipe, load_recipe
+
+
+def method(name, right, items=100):
+    accuracy = right / items
+    return Method(
+        name=name,
+        fingerprint="f",
+        right={f"i{n}": n < right for n in range(items)},
+        suites={"fresh": {"items": items, "accuracy": accuracy, "interval": [0.1, 0.9]}},
+        rung={"over_styles": {"mean": 0.25, "worst": 0.125}, "forced": {}},
+        answer_tokens=41.4,
+        supervised_tokens=12345,
+        teacher_tokens=999,
+        minutes=3.25,
+    )
+
+
+METHODS = [method("plain", 40), method("r1", 60), method("s1", 20), method("gkd", 42)]
+
+
+def test_every_method_stands_beside_plain():
+    found = {cells[0]: dict(zip(HEAD, cells, strict=True)) for cells in rows(METHODS)}
+    assert found["plain"]["against plain"] == ""
+    assert found["r1"]["fresh"] == "60.0 [10, 90]"
+    assert found["r1"]["against plain"].startswith("+20.0 [+")
+    assert found["s1"]["against plain"].startswith("-20.0 [-")
+    assert found["gkd"]["styles mean (worst)"] == "25.0 (12.5)"
+    assert found["gkd"]["harder"] == ""
+    assert found["gkd"]["supervised tokens"] == "12,345"
+    assert table(METHODS).splitlines()[0].startswith("| recipe | fresh | against plain |")
+
+
+def test_only_what_the_interval_allows_is_said():
+    assert sentences(METHODS) == (
+        "better than plain on fresh items: r1; worse than plain on fresh items: s1; "
+        "not told apart from plain by 100 items: gkd."
+    )
+    assert sentences(METHODS[1:]) == ""
+
+
+def test_answers_are_pooled_and_none_is_lost(tmp_path):
+    own = tmp_path / "run" / "02-traces" / "scratch" / "answers.jsonl"
+    own.parent.mkdir(parents=True)
+    own.write_text("b\n")
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "02-traces.jsonl").write_text("a\nb\n")
+    with _pooled(tmp_path / "pool", tmp_path / "run"):
+        assert own.read_text() == "b\na\n"
+        with own.open("a") as log:
+            log.write("c\n")
+    assert (tmp_path / "pool" / "02-traces.jsonl").read_text() == "a\nb\nc\n"
+    _grown(tmp_path / "nowhere", own)
+    assert own.read_text() == "b\na\nc\n"
+
+
+@pytest.mark.parametrize("name", built_in())
+def test_the_embedded_recipes_differ_in_what_they_are_named_for(name):
+    recipe = load_recipe(find_recipe(f"embedded/{name}"))
+    changed = {
+        "plain": recipe.traces.samples == 1 and recipe.supervise.view == "full",
+        "step-by-step": recipe.supervise.view == "multitask",
+        "r1": recipe.traces.samples == 4 and recipe.general.wanted,
+        "openthoughts": recipe.curate.keep == "answered" and recipe.traces.samples == 4,
+        "bespoke-stratos": recipe.student.tags == "thought-solution",
+        "s1": recipe.curate.select == "s1" and recipe.evaluate.waits == 1,
+        "qwen3": (recipe.on_policy.preset, recipe.on_policy.beta) == ("qwen3", 1.0),
+        "gkd": (recipe.on_policy.preset, recipe.on_policy.beta) == ("gkd", 0.5),
+    }
+    assert changed[name]
+    assert recipe.run.name == name

@@ -23,7 +23,7 @@ from serve.models import artifact_sha256, file_sha256, folder_bytes
 
 SFT, ON_POLICY = "SFT student", "on-policy student"
 SFT_STAGE, ON_POLICY_STAGE = "04-sft", "05-on-policy"
-CONTEXT_TOKENS = 1024
+LEAST_CONTEXT_TOKENS = 1024
 # What a chat opens: the memory of one conversation, not of an evaluation.
 ALONE_SLOTS = 4
 # For a file to load and a batch to be read, plus a second for each token of an answer.
@@ -61,10 +61,15 @@ class ArtifactRung(Rung):
         return self.identity.rpartition(":")[2]
 
 
+def context_of(options: EvaluateOptions) -> int:
+    """Room for prompt and answer of one sequence, tokens."""
+    return max(LEAST_CONTEXT_TOKENS, 2 * options.max_tokens)
+
+
 def open_checkpoint(folder: Path, options: EvaluateOptions) -> Engine:
     # A block is not refilled as its answers end, so it is larger: 450 against 400 tok/s.
     return load_engine(
-        "transformers", path=folder, slots=2 * options.slots, context_tokens=CONTEXT_TOKENS
+        "transformers", path=folder, slots=2 * options.slots, context_tokens=context_of(options)
     )
 
 
@@ -137,7 +142,7 @@ def _opener(path: Path, slots: int, options: EvaluateOptions) -> Callable[[], Ch
         engine_for(path),
         path=path,
         slots=slots,
-        context_tokens=CONTEXT_TOKENS,
+        context_tokens=context_of(options),
         silence_limit_s=SILENCE_LIMIT_S + options.max_tokens,
     )
 

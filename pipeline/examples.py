@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.examine import CONTEXT_TOKENS
 from pipeline.recipe import GeneralOptions, StudentOptions, SuperviseOptions, TeacherOptions
 from pipeline.records import Example, General, Trace, content_key
 from pipeline.run import SCRATCH, Context
@@ -120,7 +119,7 @@ def _steps(kept: Sequence[Trace], config: Config, out: Path, context: Context) -
             "transformers",
             path=student_checkpoint(student),
             slots=SCORED_SLOTS,
-            context_tokens=CONTEXT_TOKENS,
+            context_tokens=teacher.context_tokens,
         )
         identity = student_identity(student)
     measure = Measure(open_engine, identity, student, options.step_drop_nats)

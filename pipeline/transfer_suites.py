@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.recipe import FamilyOptions
+from pipeline.recipe import DatasetOptions, FamilyOptions
 from pipeline.records import Problem, content_key
-from pipeline.tasks.files import jsonl_problems
+from pipeline.tasks.files import dataset_problems, jsonl_problems
 from pipeline.tasks.gym import family_problems
 from serve.errors import RecipeError
 from serve.messages import Message, Record
@@ -31,6 +31,7 @@ class Suite(Record):
     items: int = Field(20, ge=1, le=100_000, description="problems a family")
     families: tuple[SuiteFamily, ...] = ()
     file: str | None = Field(None, description="JSONL of problems, beside the suites file")
+    datasets: tuple[DatasetOptions, ...] = Field((), description="`items` drawn of each, by key")
 
 
 class Style(Record):
@@ -85,7 +86,10 @@ def load_suites(name: str) -> tuple[Suites, Path]:
 
 
 def suite_problems(suite: Suite, folder: Path, seed: int, known: set[str]) -> list[Problem]:
-    """A suite's problems, none of whose questions is in `known`, sorted by key."""
+    """A suite's problems, sorted by key, without those whose question is in `known`.
+
+    Raises DataError where a file or a data set cannot be read.
+    """
     chosen: list[Problem] = []
     for family in suite.families:
         own_seed = int(content_key(seed, "suite", suite.name, family.name)[:8], 16) >> 1
@@ -94,6 +98,10 @@ def suite_problems(suite: Suite, folder: Path, seed: int, known: set[str]) -> li
         chosen += list(fresh.values())[: suite.items]
     if suite.file:
         chosen += [p for p in jsonl_problems(folder / suite.file) if p.question not in known]
+    for d in suite.datasets:
+        rows = dataset_problems(d.name, d.config, d.split, d.question, d.answer, d.revision)
+        others = [p for p in sorted(rows, key=lambda p: p.key) if p.question not in known]
+        chosen += others[: suite.items]
     return sorted(chosen, key=lambda p: p.key)
 
 

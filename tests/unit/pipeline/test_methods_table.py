@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.compare_recipes import _grown, _pooled, built_in
 from pipeline.methods_table import HEAD, Method, rows, sentences, table
-from pipeline.recipe_files import find_recipe, load_recipe
+from pipeline.recipe_files import FOLDER, find_recipe, load_recipe
 
 
 def method(name, right, items=100):
@@ -75,3 +75,18 @@ def test_the_embedded_recipes_differ_in_what_they_are_named_for(name):
     }
     assert changed[name]
     assert recipe.run.name == name
+
+
+def test_every_method_has_a_published_twin():
+    names = {p.stem for p in (FOLDER / "published").glob("*.toml")} - {"base"}
+    assert names == set(built_in()) - {"plain"}
+    for name in names:
+        recipe = load_recipe(find_recipe(f"published/{name}"))
+        twin = load_recipe(find_recipe(f"embedded/{name}"))
+        assert recipe.supervise.view == twin.supervise.view
+        assert recipe.curate.keep == twin.curate.keep
+        assert recipe.curate.select == twin.curate.select
+        assert recipe.on_policy.preset == twin.on_policy.preset
+        assert recipe.general.wanted == twin.general.wanted
+        assert recipe.student.tags == twin.student.tags
+        assert recipe.evaluate.max_tokens == 16384

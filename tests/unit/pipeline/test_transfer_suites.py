@@ -85,7 +85,7 @@ def test_general_questions_look_for_the_reference_as_a_word(answer, passed):
 
 def test_faults_name_their_place(tmp_path):
     with pytest.raises(
-        RecipeError, match="suites 'nowhere' are not there\nhint: built in: embedded"
+        RecipeError, match="suites 'nowhere' are not there\nhint: built in: benchmarks, embedded"
     ):
         load_suites("nowhere")
     path = tmp_path / "mine.toml"

@@ -79,12 +79,16 @@ def _method(
     run = RunDir(root / name)
     last = SFT_STAGE if recipe.on_policy.method == "none" else ON_POLICY_STAGE
     with run.locked(), run.logged():
+        execute(run, recipe, progress, until="01-problems")
+        problems = list(read_records(run.root / "01-problems" / "eval.jsonl", Problem))
+        if items > len(problems):
+            raise DataError(f"{items} items wanted, {len(problems)} in {run.root}")
         known = _known(run, recipe, last, items, suites)
         if known is not None:
             return known
         with _pooled(root / POOL, run.root):
             execute(run, recipe, progress, until=last)
-        rows = _asked(run, recipe, last, items, suites, progress)
+        rows = _asked(run, recipe, last, problems[:items], suites, progress)
         write_records(run.root / ASKED, rows)
         method = _measured(run, recipe, last, items, suites, rows)
         write_json(run.root / METHOD, method.model_dump(mode="json"))
@@ -145,20 +149,17 @@ def _asked(
     run: RunDir,
     recipe: Recipe,
     last: str,
-    items: int,
+    problems: Sequence[Problem],
     suites: tuple[Suites, Path],
     progress: Progress,
 ) -> list[Asked]:
     options = recipe.evaluate.model_copy(update={"k_items": 0})
-    problems = list(read_records(run.root / "01-problems" / "eval.jsonl", Problem))
-    if items > len(problems):
-        raise DataError(f"{items} items wanted, {len(problems)} in {run.root}")
     rung = checkpoint_rung(run.root / last, recipe.asked_student, options)
     context = Context(recipe.run.seed, progress)
     keep_freed_memory(one_heap=True)
     with Judge() as judge:
         fresh: list[Judged] = examine(
-            rung, problems[:items], options, run.root / "evaluated", judge, context
+            rung, problems, options, run.root / "evaluated", judge, context
         )
         questions = Questions(run.root, recipe, suites, fresh)
         log = run.root / "evaluated" / SCRATCH / "answers.jsonl"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions
-from pipeline.records import Problem, Verdict, content_key
+from pipeline.records import Example, Problem, Verdict, content_key
 from pipeline.tasks.judge import Judge
 from serve.engines.base import Engine
 from serve.messages import Completion, Record, Request, Sampling
@@ -23,6 +23,22 @@ class Attempt(Record):
     problem: Problem
     completion: Completion
     verdict: Verdict
+
+
+def own_answers(attempts: Iterable[Attempt], student: StudentOptions) -> list[Example]:
+    """Attempts that ended, as the student wrote them, sorted by key."""
+    ended = [a for a in attempts if a.completion.finish == "stop"]
+    return [
+        Example(
+            key=attempt.key,
+            family=attempt.problem.family,
+            prompt=tuple(
+                m.model_dump() for m in student_messages(student, attempt.problem.question)
+            ),
+            completion=attempt.completion.text,
+        )
+        for attempt in sorted(ended, key=lambda a: a.key)
+    ]
 
 
 def seed_of(seed: int, *parts: object) -> int:

@@ -1,4 +1,4 @@
-"""What quantized weights are fitted on: the student in torch, reading its own kept traces."""
+"""What quantized weights are fitted on: the student in torch, reading what it writes itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pipeline.records import Example
 from pipeline.store import read_records
 from pipeline.supervise import rendered_ids
 from serve.hardware import cpu_has_fast_bfloat16
+
+OWN_ANSWERS = "own_answers.jsonl"
 
 
 def load_student(checkpoint: Path, fast: bool = True) -> Any:
@@ -21,15 +23,20 @@ def load_student(checkpoint: Path, fast: bool = True) -> Any:
     return model.eval()
 
 
-def kept_sequences(checkpoint: Path, tokens: int) -> list[list[int]]:
-    """Kept traces as trained on, in the order of their keys, which is as good as chance."""
+def calibration_sequences(checkpoint: Path, tokens: int) -> list[list[int]]:
+    """Token ids of at least `tokens` in all, where there are so many.
+
+    The student's own attempts where it practised (`own_answers.jsonl`), then the traces it was
+    trained on; each in the order of their keys, which is as good as chance.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     sequences: list[list[int]] = []
-    examples = read_records(checkpoint / "examples.jsonl", Example)
-    for example in sorted(examples, key=lambda e: e.key):
-        sequences.append(rendered_ids(example, tokenizer))
-        if sum(map(len, sequences)) >= tokens:
-            break
+    for path in (checkpoint / OWN_ANSWERS, checkpoint / "examples.jsonl"):
+        examples = read_records(path, Example) if path.exists() else []
+        for example in sorted(examples, key=lambda e: e.key):
+            if sum(map(len, sequences)) >= tokens:
+                return sequences
+            sequences.append(rendered_ids(example, tokenizer))
     return sequences

@@ -1,8 +1,8 @@
 """Stage 07: the student's checkpoint becomes ONNX folders.
 
 Reads the trained student; writes `student-PRECISION/`, each with model, tokenizer and template,
-four-bit weights rounded on the student's own kept traces. Judging what they kept is the task of the
-evaluation and the gate.
+four-bit weights rounded on what the student writes itself. Judging what they kept is the task of
+the evaluation and the gate.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.calibration import kept_sequences, load_student
+from pipeline.calibration import calibration_sequences, load_student
 from pipeline.examine import final_checkpoint
 from pipeline.recipe import OnnxOptions
 from pipeline.run import Context
@@ -20,7 +20,7 @@ from quant import onnx, optimum
 from quant.round_onnx import round_again
 from serve.models import folder_bytes
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 LIBRARIES = ("onnxruntime", "onnxruntime-genai", "onnx", "onnx-ir", "torch", "transformers")
 NAME = "student"
 
@@ -44,7 +44,7 @@ def run(
                 optimum.export(checkpoint, folder, precision)
             bar.advance(1)
         if rounding:
-            sequences = kept_sequences(checkpoint, config.gptq_tokens)
+            sequences = calibration_sequences(checkpoint, config.gptq_tokens)
             round_again(out / f"{NAME}-int4", load_student(checkpoint), sequences)
             bar.advance(1)
     return {"size_bytes": {p.name: folder_bytes(p) for p in sorted(out.glob(f"{NAME}-*"))}}

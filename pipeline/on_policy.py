@@ -1,9 +1,9 @@
 """Stage 05: the student practises and the teacher grades every token.
 
 Reads `practice.jsonl` and `04-sft`; writes a checkpoint folder, `attempts.jsonl` (every attempt
-with its verdict), `blocks.jsonl` (a row a block), `watch.json` (looks at held-out problems) and
-`examples.jsonl` (the traces the student knows, for calibration). A killed run goes on and ends with
-the same bytes.
+with its verdict), `blocks.jsonl` (a row a block), `watch.json` (looks at held-out problems), and
+what quantized files are fitted on: `own_answers.jsonl` (attempts that ended, right and wrong) and
+`examples.jsonl` (the traces it was trained on). A killed run goes on and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pipeline.attempts import in_practice_order
+from pipeline.attempts import Attempt, in_practice_order, own_answers
+from pipeline.calibration import OWN_ANSWERS
 from pipeline.memory import keep_freed_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.pair_method import choose_method
@@ -23,13 +24,13 @@ from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions, TeacherOptions
 from pipeline.records import Example, Problem, content_key
 from pipeline.run import SCRATCH, Context
-from pipeline.store import read_records, write_file, write_json
+from pipeline.store import read_records, write_file, write_json, write_records
 from pipeline.supervise import rendered_ids
 from pipeline.tasks.judge import Judge
 from serve.errors import DataError
 from serve.models import file_sha256, resolve_model
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 LIBRARIES = (
     "torch",
     "transformers",
@@ -149,6 +150,8 @@ def _graded(
         graded_tokens = grading.tokens
     sampler.save(out)
     write_file(out / "attempts.jsonl", (scratch / "attempts.jsonl").read_bytes())
+    attempts = read_records(out / "attempts.jsonl", Attempt)
+    write_records(out / OWN_ANSWERS, own_answers(attempts, student))
     _write_rows(out / "blocks.jsonl", rows)
     write_json(out / "watch.json", refiner.watching.looks)
     return {

@@ -1,9 +1,9 @@
 """Stage 06: the student's checkpoint becomes GGUF files.
 
 Reads the trained student; writes `student-TYPE.gguf`, `student-Bbpw.gguf` for a budget of B bits a
-weight, and `imatrix.gguf`, the importance matrix of the student on its own kept traces, which every
-quantized file is written with, before GPTQ rounds its weights on the same traces. Judging what the
-files kept is the task of the evaluation and the gate.
+weight, and `imatrix.gguf`, the importance matrix of the student on what it writes itself, which
+every quantized file is written with, before GPTQ rounds its weights on the same texts. Judging what
+the files kept is the task of the evaluation and the gate.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.calibration import kept_sequences, load_student
+from pipeline.calibration import calibration_sequences, load_student
 from pipeline.examine import final_checkpoint
 from pipeline.recipe import GgufOptions
 from pipeline.run import Context
@@ -30,13 +30,13 @@ from quant.sensitivity import price_groups, rounds_of
 from serve.hardware import cores
 from serve.models import file_sha256
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 LIBRARIES = ("llama-cpp-python", "gguf", "torch", "transformers")
 NAME, FULL = "student", "F16"
 # Rounding Q8_0 again moves its divergence from 0.0004 to 0.0003 nats: not worth the time.
 FINE = {gguf_name(NAME, kind) for kind in ("F32", "BF16", "Q8_0")}
 IMATRIX_FILE = "imatrix.gguf"
-DATASET = "kept traces, chat template applied"
+DATASET = "own texts, chat template applied"
 
 
 def run(
@@ -67,7 +67,7 @@ def run(
             bar.advance(4 * len(config.bits))
         coarse = [p for p in sorted(out.glob(f"{NAME}-*.gguf")) if _rounds(config, p)]
         if coarse:
-            round_again(coarse, full, model, kept_sequences(checkpoint, config.gptq_tokens))
+            round_again(coarse, full, model, calibration_sequences(checkpoint, config.gptq_tokens))
         bar.advance(2)
         if FULL in config.types:
             os.replace(full, out / gguf_name(NAME, FULL))
@@ -97,7 +97,7 @@ def _encoding(config: GgufOptions, model: Any, checkpoint: Path, full: Path, out
     """What all quantized files have in common: the importance matrix, and what they say of it."""
     if not config.imatrix_tokens:
         return Encoding(file_type=FULL)
-    sequences = kept_sequences(checkpoint, config.imatrix_tokens)
+    sequences = calibration_sequences(checkpoint, config.imatrix_tokens)
     matrix = imatrix.collect(model, sequences, architecture_of(full), DATASET)
     path = out / IMATRIX_FILE
     imatrix.write(matrix, path)
@@ -121,9 +121,9 @@ def _write_budgets(
         quantize(full, rounds[-1], everything, cores())
     model = load_student(checkpoint, fast=False)
     if config.gptq_tokens:
-        round_again(rounds, full, model, kept_sequences(checkpoint, config.gptq_tokens))
+        round_again(rounds, full, model, calibration_sequences(checkpoint, config.gptq_tokens))
     matrix = imatrix.read(out / IMATRIX_FILE)
-    sequences = kept_sequences(checkpoint, config.sensitivity_tokens)
+    sequences = calibration_sequences(checkpoint, config.sensitivity_tokens)
     prices = price_groups(model, full, rounds, matrix, sequences)
     write_json(
         out / "sensitivity.json",

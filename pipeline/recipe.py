@@ -179,17 +179,17 @@ class GgufOptions(Record):
         ("F16", "Q8_0", "Q6_K", "Q4_K_M", "Q4_0"), min_length=1, description="one file each"
     )
     imatrix_tokens: int = Field(
-        4096, ge=0, le=100_000_000, description="of kept traces, for the importance matrix; 0: none"
+        4096, ge=0, le=100_000_000, description="calibration, for the importance matrix; 0: none"
     )
     gptq_tokens: int = Field(
-        8192, ge=0, le=100_000_000, description="of kept traces, to round on; 0: llama.cpp's own"
+        8192, ge=0, le=100_000_000, description="calibration, to round on; 0: llama.cpp's own"
     )
     overrides: tuple[TensorOverride, ...] = Field((), description="in every file of `types`")
     bits: tuple[float, ...] = Field(
         (), description="a file each of at most so many bits a weight, its types chosen by effect"
     )
     sensitivity_tokens: int = Field(
-        512, ge=16, le=1_000_000, description="of kept traces, to measure that effect on"
+        512, ge=16, le=1_000_000, description="calibration, to measure that effect on"
     )
 
     @model_validator(mode="after")
@@ -208,7 +208,7 @@ class OnnxOptions(Record):
     )
     provider: Literal["cpu", "cuda", "dml"] = Field("cpu", description="what will run them")
     gptq_tokens: int = Field(
-        8192, ge=0, le=100_000_000, description="of kept traces, to round int4 on; 0: builder's own"
+        8192, ge=0, le=100_000_000, description="calibration, to round int4 on; 0: builder's own"
     )
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from transformers import (
 
 from pipeline import export as export_stage
 from pipeline import quantize as quantize_stage
-from pipeline.calibration import kept_sequences
+from pipeline.calibration import calibration_sequences
 from pipeline.progress import Progress
 from pipeline.recipe import GgufOptions, OnnxOptions
 from pipeline.recipe_files import find_recipe, load_recipe
@@ -136,7 +136,7 @@ def moments_of(student, names: dict[str, str]) -> dict[str, torch.Tensor]:
         torch.inference_mode(),
         imatrix.inputs_watched(engine.model, names, lambda x: x.T @ x) as watched,
     ):
-        for ids in kept_sequences(student, 1000):
+        for ids in calibration_sequences(student, 1000):
             engine.model(torch.tensor([ids]))
     return {name: watched.sums[watched.same.get(name, name)] for name in names.values()}
 

@@ -35,7 +35,14 @@ OPTIONS = OnPolicyOptions(
     watch_blocks=1,
     checkpoint_blocks=8,
 )
-FILES = ("model.safetensors", "attempts.jsonl", "blocks.jsonl", "watch.json", "examples.jsonl")
+FILES = (
+    "model.safetensors",
+    "attempts.jsonl",
+    "own_answers.jsonl",
+    "blocks.jsonl",
+    "watch.json",
+    "examples.jsonl",
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from pipeline.calibration import kept_sequences, load_student
+from pipeline.calibration import calibration_sequences, load_student
 from quant.inspect import inspect
 from quant.onnx import export
 from quant.round_onnx import round_again
@@ -62,7 +62,7 @@ def test_int4_rounded_on_kept_traces_is_nearer_than_the_builders_own(smoke, refe
     export(smoke.root / "04-sft", folder, "int4")
     before = proof(folder, reference)
     model = load_student(smoke.root / "04-sft")
-    round_again(folder, model, kept_sequences(smoke.root / "04-sft", 2048))
+    round_again(folder, model, calibration_sequences(smoke.root / "04-sft", 2048))
     after = proof(folder, reference)
     assert after.fault is None
     assert after.divergence["all"].mean_nats < 0.5 * before.divergence["all"].mean_nats

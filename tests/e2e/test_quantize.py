@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.calibration import kept_sequences
+from pipeline.calibration import calibration_sequences
 from pipeline.prompts import student_messages
 from pipeline.tasks.gym import family_problems
 from pipeline.tasks.judge import Judge
@@ -47,7 +47,7 @@ def matrix(smoke) -> Path:
 
 def test_the_importance_matrix_is_the_one_llama_cpp_computes(smoke, full, tmp_path):
     checkpoint = smoke.root / "04-sft"
-    sequences = kept_sequences(checkpoint, 400)
+    sequences = calibration_sequences(checkpoint, 400)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     ours = imatrix.collect(model, sequences, "llama", "kept traces").mean_squares
     (tmp_path / "ids.json").write_text(json.dumps(sequences))
@@ -70,7 +70,7 @@ def test_the_files_say_where_their_importance_matrix_is_from(smoke, matrix):
         found = inspect_gguf(smoke.root / "06-gguf" / f"student-{kind}.gguf").metadata
         assert found["retort.imatrix.sha256"] == file_sha256(matrix)
         assert found["retort.imatrix.tokens"] == imatrix.read(matrix).tokens >= 1024
-        assert found["quantize.imatrix.dataset"] == "kept traces, chat template applied"
+        assert found["quantize.imatrix.dataset"] == "own texts, chat template applied"
 
 
 def test_a_matrix_of_its_own_traces_spares_the_columns_that_are_used(full, matrix, tmp_path):

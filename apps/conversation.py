@@ -1,108 +1,130 @@
-"""What both faces of the chat share: which models a folder holds, and how an answer streams.
+"""What both faces of the chat share: how one question is answered by several models at once.
 
-Reads a run folder. Knows nothing of Gradio or terminals.
+Knows nothing of Gradio or terminals. Each model runs in a process of its own.
 """
 
 from __future__ import annotations
 
-import json
+import queue
+import secrets
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from serve.engines import load_engine
-from serve.engines.base import Engine
-from serve.errors import DataError
-from serve.messages import Message, Sampling
-from serve.models import resolve_model
-from serve.reasoning import ReasoningStream
+from serve.catalogue import read_catalogue
+from serve.conversations import Ask, Reply
+from serve.errors import DataError, EngineError
+from serve.model_process import ModelProcess
+from serve.pool import Pool
 
 CONTEXT_TOKENS = 2048
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """One model that can answer: its name, its file, and the turns put before the question."""
-
-    name: str
-    engine: str
-    location: str
-    sha256: str | None
-    lead: tuple[Message, ...]
-
-    def messages(self, question: str) -> tuple[Message, ...]:
-        return (*self.lead, Message(role="user", content=question))
+SLOTS, QUEUE = 4, 16
+# Nobody reads faster, and showing costs the models their cores.
+SHOWN_EVERY_S = 0.1
+SILENCE_LIMIT_S = 300.0
 
 
 @dataclass(frozen=True)
 class Said:
-    """What has been said so far, and how fast."""
+    """What one model has said so far, and how fast. `problem`: why it says no more."""
 
-    reasoning: str
-    answer: str
-    tokens: int
-    tokens_per_s: float
-    first_token_s: float
-    finished: bool
+    reasoning: str = ""
+    answer: str = ""
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    first_token_s: float = 0.0
+    finish: str | None = None
+    problem: str | None = None
 
+    @property
+    def over(self) -> bool:
+        return self.finish is not None or self.problem is not None
 
-def speakers(run: Path) -> list[Speaker]:
-    """Everyone in the run's `chat.json`, teacher first. Raises DataError for an unfinished run."""
-    try:
-        entries = json.loads((run / "chat.json").read_text(encoding="utf-8"))["speakers"]
-        return [
-            Speaker(
-                name=entry["name"],
-                engine=entry["engine"],
-                location=_absolute(entry["model"], run),
-                sha256=entry["sha256"],
-                lead=tuple(Message.model_validate(turn) for turn in entry["lead"]),
-            )
-            for entry in entries
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{run} holds no finished student: {error}", hint="run python -m pipeline.all first"
-        ) from error
+    @property
+    def text(self) -> str:
+        return f"{self.reasoning}\n{self.answer}".strip()
 
-
-def _absolute(model: str, run: Path) -> str:
-    """`path:` references of the catalogue are relative to the run folder."""
-    kind, _, rest = model.partition(":")
-    return f"path:{run / rest}" if kind == "path" and not Path(rest).is_absolute() else model
-
-
-@lru_cache(maxsize=4)
-def opened(speaker: Speaker) -> Engine:
-    """The speaker's engine, its file hashed before it loads, kept open for the next question."""
-    path = resolve_model(speaker.location, speaker.sha256)
-    return load_engine(speaker.engine, path=path, slots=4, context_tokens=CONTEXT_TOKENS)
-
-
-def say(speaker: Speaker, question: str, sampling: Sampling) -> Iterator[Said]:
-    """Stream one answer, reasoning and answer apart, with the rate so far."""
-    engine = opened(speaker)
-    started_s = time.monotonic()
-    stream = ReasoningStream()
-    texts = {"reasoning": "", "answer": ""}
-    tokens, first_token_s = 0, 0.0
-    for chunk in engine.stream(speaker.messages(question), sampling):
-        now_s = time.monotonic() - started_s
-        first_token_s = first_token_s or now_s
-        tokens += chunk.tokens
-        for part, text in stream.feed(chunk.text) if chunk.text else []:
-            texts[part] += text
-        if chunk.finish:
-            for part, text in stream.close():
-                texts[part] += text
-        since_first_s = now_s - first_token_s
-        yield Said(
-            reasoning=texts["reasoning"].strip(),
-            answer=texts["answer"].strip(),
+    def after(self, reply: Reply, since_s: float) -> Said:
+        """With one more piece, that came `since_s` after the question."""
+        if reply.error is not None:
+            return replace(self, problem=reply.error)
+        first_s = self.first_token_s or (since_s if reply.tokens or reply.finish else 0.0)
+        tokens, writing_s = self.tokens + reply.tokens, since_s - first_s
+        return Said(
+            reasoning=self.reasoning + reply.reasoning,
+            answer=self.answer + reply.content,
             tokens=tokens,
-            tokens_per_s=(tokens - 1) / since_first_s if since_first_s > 0 and tokens > 1 else 0.0,
-            first_token_s=first_token_s,
-            finished=chunk.finish is not None,
+            tokens_per_s=(tokens - 1) / writing_s if tokens > 1 and writing_s > 0 else 0.0,
+            first_token_s=first_s,
+            finish=reply.finish,
         )
+
+
+def say(models: Sequence[ModelProcess], question: str, options: Ask) -> Iterator[list[Said]]:
+    """All models answer at once; yields what each has said, ten times a second and at the end.
+
+    A model that is still loading begins when it is ready; one that fails says why while the others
+    go on. Closing the iterator frees all of them.
+    """
+    pieces: queue.SimpleQueue[tuple[int, Reply, float]] = queue.SimpleQueue()
+    said = [Said() for _ in models]
+    waiting = dict(enumerate(models))
+    begun: dict[int, tuple[str, float]] = {}
+    heard_s = time.monotonic()
+    try:
+        while not all(one.over for one in said):
+            for index, model in list(waiting.items()):
+                if model.state != "loading":
+                    del waiting[index]
+                    key = secrets.token_hex(12)
+                    begun[index] = (key, time.monotonic())
+                    ask = options.model_copy(update={"messages": model.entry.messages(question)})
+                    said[index] = _asked(model, key, ask, _into(pieces, index))
+            time.sleep(SHOWN_EVERY_S)
+            while not pieces.empty():
+                index, reply, at_s = pieces.get()
+                said[index] = said[index].after(reply, at_s - begun[index][1])
+                heard_s = time.monotonic()
+            if not waiting and time.monotonic() - heard_s > SILENCE_LIMIT_S:
+                told = f"gave no sign for {SILENCE_LIMIT_S:g} s"
+                said = [one if one.over else replace(one, problem=told) for one in said]
+            yield list(said)
+    finally:
+        for index, (key, _) in begun.items():
+            models[index].cancel(key)
+
+
+def _into(
+    pieces: queue.SimpleQueue[tuple[int, Reply, float]], index: int
+) -> Callable[[Reply], None]:
+    return lambda reply: pieces.put((index, reply, time.monotonic()))
+
+
+def _asked(model: ModelProcess, key: str, ask: Ask, tell: Callable[[Reply], None]) -> Said:
+    try:
+        model.ask(key, ask, tell)
+    except EngineError as error:
+        return Said(problem=str(error.args[0]))
+    return Said()
+
+
+def models_of(folder: Path) -> Pool:
+    """The models a folder holds, none of them loaded yet. Raises DataError when there is none."""
+    entries = read_catalogue(folder)
+    if not entries:
+        raise DataError(f"{folder} holds no model to talk to")
+    return Pool(entries, SLOTS, QUEUE, CONTEXT_TOKENS)
+
+
+def first_difference(first: str, second: str) -> int | None:
+    """Where the first word begins that the two texts do not share; None where they are equal."""
+    if first == second:
+        return None
+    same = next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+        min(len(first), len(second)),
+    )
+    while same > 0 and not first[same - 1].isspace():
+        same -= 1
+    return same

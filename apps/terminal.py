@@ -1,8 +1,9 @@
-"""The same two models in a terminal.
+"""The models of a run or a bundle in a terminal.
 
     python -m apps.terminal RUN
 
-Type a question; `/use NAME [NAME]` chooses who answers, `/models` lists them, `/quit` ends.
+Type a question; `/use NAME` chooses who answers, `/compare NAME NAME` has two answer, `/stats`
+shows how fast they were, `/models` lists them, `/quit` ends.
 """
 
 from __future__ import annotations
@@ -12,83 +13,136 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
-from apps.conversation import Speaker, say, speakers
-from serve.errors import DataError, RetortError
+from apps.conversation import Said, models_of, say
+from serve.conversations import Ask
+from serve.errors import RetortError
 from serve.messages import Sampling
+from serve.model_process import ModelProcess
+from serve.pool import Pool
 
-HELP = "a question, or /models, /use NAME, /quit"
+HELP = "a question, or /models, /use NAME, /compare NAME NAME, /stats, /quit"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m apps.terminal", description="Talk to a run's models in the terminal."
-    )
-    parser.add_argument("run", type=Path, help="a run folder, for example runs/default")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--max-tokens", type=int, default=256)
-    options = parser.parse_args(arguments)
-    console = Console()
+    options = _parser().parse_args(arguments)
     try:
-        found = speakers(options.run)
-        if not found:
-            raise DataError(f"{options.run} holds no model to talk to")
-        sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
-        _talk(console, found, sampling)
+        pool = models_of(options.run)
+        ask = Ask(
+            sampling=Sampling(temperature=options.temperature, seed=options.seed),
+            max_tokens=options.max_tokens,
+            reasoning_budget=options.thinking_budget,
+        )
+        try:
+            Talk(Console(), pool, ask, options.fold).listen()
+        finally:
+            pool.close()
     except RetortError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def _talk(console: Console, found: list[Speaker], sampling: Sampling) -> None:
-    chosen = found[:2]
-    console.print(f"[dim]{HELP}; answering: {', '.join(s.name for s in chosen)}[/dim]")
-    while True:
+class Talk:
+    """One person at a terminal. `fold` shows of the reasoning only how long it was."""
+
+    def __init__(self, console: Console, pool: Pool, ask: Ask, fold: bool) -> None:
+        self._console, self._pool, self._ask, self._fold = console, pool, ask, fold
+        self._chosen = list(pool.entries)[:2]
+        self._said: dict[str, list[Said]] = {}
+
+    def listen(self) -> None:
+        self._console.print(f"[dim]{HELP}; answering: {', '.join(self._chosen)}[/dim]")
+        while True:
+            try:
+                line = self._console.input("[bold]> [/bold]").strip()
+            except (EOFError, KeyboardInterrupt):
+                return
+            if line == "/quit":
+                return
+            if line.startswith("/"):
+                self._command(line)
+            elif line:
+                for name in self._chosen:
+                    self._answer(self._pool.model(name), line)
+
+    def _command(self, line: str) -> None:
+        command, _, rest = line.partition(" ")
+        if command == "/models":
+            self._console.print(", ".join(self._pool.entries), markup=False)
+        elif command == "/use":
+            self._choose([name for name in self._pool.entries if rest and rest in name])
+        elif command == "/compare":
+            words = rest.split()
+            found = [[n for n in self._pool.entries if word in n][:1] for word in words]
+            self._choose([name for names in found for name in names])
+        elif command == "/stats":
+            self._console.print(self._stats())
+        else:
+            self._console.print(HELP, markup=False)
+
+    def _choose(self, names: list[str]) -> None:
+        self._chosen = names or self._chosen
+        self._console.print(f"answering: {', '.join(self._chosen)}", markup=False)
+
+    def _stats(self) -> Table:
+        columns = ("model", "answers", "tokens", "tokens/s", "first token, s")
+        table = Table(*columns)
+        for name, answers in self._said.items():
+            count = len(answers)
+            table.add_row(
+                name,
+                str(count),
+                str(sum(said.tokens for said in answers)),
+                f"{sum(said.tokens_per_s for said in answers) / count:.1f}",
+                f"{sum(said.first_token_s for said in answers) / count:.2f}",
+            )
+        return table
+
+    def _answer(self, model: ModelProcess, question: str) -> None:
+        """Stream one answer; reasoning is dim. Ctrl-C ends this answer only."""
+        name = model.entry.name
+        self._console.rule(name, align="left")
+        said, before = None, Said()
         try:
-            line = console.input("[bold]> [/bold]").strip()
-        except (EOFError, KeyboardInterrupt):
-            return
-        if line == "/quit":
-            return
-        if line == "/models":
-            console.print(", ".join(s.name for s in found), markup=False)
-        elif line.startswith("/use"):
-            wanted = line.removeprefix("/use").strip()
-            picked = [s for s in found if wanted and wanted in s.name]
-            chosen = picked or chosen
-            console.print(f"answering: {', '.join(s.name for s in chosen)}", markup=False)
-        elif line.startswith("/"):
-            console.print(HELP, markup=False)
-        elif line:
-            for speaker in chosen:
-                _answer(console, speaker, line, sampling)
+            for (said,) in say([model], question, self._ask):
+                self._show(before, said)
+                before = said
+        except KeyboardInterrupt:
+            self._console.print("\n(stopped)")
+        if said is not None and said.problem is not None:
+            self._console.print(f"{name} cannot answer: {said.problem}", markup=False)
+        elif said is not None:
+            self._said.setdefault(name, []).append(said)
+            self._console.print(
+                f"\n[dim]{said.tokens} tokens, {said.tokens_per_s:.1f} tokens/s, "
+                f"first after {said.first_token_s:.2f} s[/dim]"
+            )
+
+    def _show(self, before: Said, said: Said) -> None:
+        if not self._fold:
+            self._print(said.reasoning[len(before.reasoning) :], "dim")
+        if said.answer and not before.answer and said.reasoning:
+            folded = f"(thought for {len(said.reasoning.split())} words)" if self._fold else ""
+            self._print(f"{folded}\n", "dim")
+        self._print(said.answer[len(before.answer) :], "")
+
+    def _print(self, text: str, style: str) -> None:
+        self._console.print(text, end="", style=style, markup=False, highlight=False)
 
 
-def _answer(console: Console, speaker: Speaker, question: str, sampling: Sampling) -> None:
-    """Stream one answer; reasoning is dim. Ctrl-C ends this answer only."""
-    console.rule(speaker.name, align="left")
-    shown = {"reasoning": 0, "answer": 0}
-    said = None
-    try:
-        for said in say(speaker, question, sampling):
-            for part, style in (("reasoning", "dim"), ("answer", "")):
-                text: str = getattr(said, part)
-                if part == "answer" and text and not shown["answer"] and shown["reasoning"]:
-                    console.print()
-                console.print(
-                    text[shown[part] :], end="", style=style, markup=False, highlight=False
-                )
-                shown[part] = len(text)
-    except RetortError as error:
-        console.print(f"{speaker.name} cannot answer: {error}", markup=False)
-    except KeyboardInterrupt:
-        console.print("\n(stopped)")
-    if said is not None:
-        console.print(
-            f"\n[dim]{said.tokens} tokens, {said.tokens_per_s:.1f} tokens/s, "
-            f"first after {said.first_token_s:.2f} s[/dim]"
-        )
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m apps.terminal", description="Talk to a run's models in the terminal."
+    )
+    parser.add_argument("run", type=Path, help="a run or a bundle, for example runs/default")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--thinking-budget", type=int, metavar="TOKENS")
+    parser.add_argument("--fold", action="store_true", help="do not show the reasoning")
+    return parser
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def batch_beside_single(recipe: Recipe, path: Path, problems: list[Problem]) -> 
                 assert len(dict(engine.generate(requests))) == len(requests)
             else:
                 for request in requests:
-                    list(engine.stream(request.messages, request.sampling))
+                    list(engine.stream(request))
             took_s.append(time.monotonic() - started_s)
     batched_s, streamed_s = took_s
     peer_s, _ = one_at_a_time(path, requests)

@@ -19,7 +19,7 @@ from serve.engines import load_engine
 from serve.engines.base import Engine
 from serve.engines.child import ChildEngine, load_in_child
 from serve.messages import Completion, Message, Request, Sampling
-from serve.models import artifact_sha256, file_sha256, folder_bytes
+from serve.models import artifact_bytes, artifact_sha256, file_sha256
 
 SFT, ON_POLICY = "SFT student", "on-policy student"
 SFT_STAGE, ON_POLICY_STAGE = "04-sft", "05-on-policy"
@@ -110,15 +110,11 @@ def artifact_rungs(
     inputs: Mapping[str, Path], student: StudentOptions, options: EvaluateOptions
 ) -> list[ArtifactRung]:
     """Every student GGUF, then every ONNX folder, largest first."""
-
-    def size(path: Path) -> int:
-        return folder_bytes(path) if path.is_dir() else path.stat().st_size
-
     return [
         ArtifactRung(
             name=f"{format_name} {path.name.removesuffix('.gguf').partition('-')[2]}",
             identity=f"{engine_for(path)}:{artifact_sha256(path)}",
-            size_bytes=size(path),
+            size_bytes=artifact_bytes(path),
             open=_opener(path, options.slots, options),
             open_alone=_opener(path, ALONE_SLOTS, options),
             messages=lambda p: student_messages(student, p.question),
@@ -126,7 +122,9 @@ def artifact_rungs(
             engine=engine_for(path),
         )
         for format_name, stage in (("GGUF", "06-gguf"), ("ONNX", "07-onnx"))
-        for path in sorted(inputs[stage].glob("student-*"), key=lambda p: (-size(p), p.name))
+        for path in sorted(
+            inputs[stage].glob("student-*"), key=lambda p: (-artifact_bytes(p), p.name)
+        )
     ]
 
 

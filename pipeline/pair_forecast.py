@@ -16,7 +16,7 @@ from pipeline.teacher import open_teacher
 from pipeline.weights import parameters_of, teacher_weights
 from serve.errors import CannotDo
 from serve.messages import Request, Sampling
-from serve.models import folder_bytes, resolve_model
+from serve.models import artifact_bytes, resolve_model
 
 # float32 weights, gradients and two AdamW moments.
 TRAINED_BYTES = 16
@@ -108,7 +108,7 @@ def _teacher_bytes(recipe: Recipe) -> int:
     if recipe.teacher.engine == "http":
         return 0
     path = resolve_model(recipe.teacher.model, recipe.teacher.sha256)
-    return folder_bytes(path) if path.is_dir() else path.stat().st_size
+    return artifact_bytes(path)
 
 
 def _memory_bytes() -> int:

@@ -21,7 +21,7 @@ from quant.parity import HARD_TEXTS, Parity, parity
 from serve.engines.base import Engine, LogitsTV
 from serve.engines.child import ChildEngine
 from serve.errors import DataError, EngineError
-from serve.messages import Message, Record, Sampling
+from serve.messages import Message, Record, Request, Sampling
 
 SPEED_TOKENS, TIMED_CONVERSATIONS = 64, 3
 # KL of the F16 file in nats above which it does not compute what the checkpoint computes.
@@ -158,7 +158,8 @@ def _speed(engine: ChildEngine, asked: Sequence[tuple[Message, ...]]) -> Speed:
 def _timed(engine: Engine, messages: tuple[Message, ...]) -> tuple[float, float, int]:
     """Seconds in all, seconds to the first piece, tokens."""
     started_s, first_s, tokens = time.monotonic(), 0.0, 0
-    for chunk in engine.stream(messages, Sampling(max_tokens=SPEED_TOKENS)):
+    request = Request(key="", messages=messages, sampling=Sampling(max_tokens=SPEED_TOKENS))
+    for chunk in engine.stream(request):
         first_s = first_s or time.monotonic() - started_s
         tokens += chunk.tokens
     return time.monotonic() - started_s, first_s, tokens

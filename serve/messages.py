@@ -36,7 +36,8 @@ class Request(Record):
     `opening` is how the last message begins here and in other requests with the same leading
     messages: an engine may read that once. It asks nothing by itself.
     `begun` is how the answer begins already: `generate` goes on from there and returns what
-    follows, `grade` says what the model thinks of it.
+    follows, `grade` says what the model thinks of it. Without messages it is the whole prompt,
+    as it stands: no chat template is rendered.
     """
 
     key: str
@@ -67,7 +68,7 @@ class Completion(Record):
 
 
 class Chunk(Record):
-    """A piece of a streamed answer; the last one carries `finish` and no text."""
+    """A piece of a streamed answer; the last one carries `finish`."""
 
     text: str = ""
     tokens: int = 0

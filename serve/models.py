@@ -47,6 +47,10 @@ def artifact_sha256(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def artifact_bytes(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else folder_bytes(path)
+
+
 def folder_bytes(path: Path) -> int:
     return sum(p.stat().st_size for p in _files(path))
 

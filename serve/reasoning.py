@@ -82,10 +82,21 @@ Part = tuple[Literal["reasoning", "answer"], str]
 class ReasoningStream:
     """Feeds chunks in, yields (part, text) out; holds back only what may still become a tag."""
 
-    def __init__(self) -> None:
-        self._state: Literal["start", "reasoning", "answer"] = "start"
-        self._tags = THINK
+    def __init__(self, opened: Tags | None = None) -> None:
+        """`opened`: the prompt ended with this opening tag, so the text begins inside it."""
+        self._state: Literal["start", "reasoning", "answer"] = "reasoning" if opened else "start"
+        self.tags = opened or THINK
         self._held = ""
+
+    @property
+    def part(self) -> Literal["start", "reasoning", "answer"]:
+        """Where the text stands; `start` until it is known how it begins."""
+        return self._state
+
+    @property
+    def held(self) -> str:
+        """What was fed and not yielded yet."""
+        return self._held
 
     def feed(self, text: str) -> list[Part]:
         self._held += text
@@ -93,8 +104,8 @@ class ReasoningStream:
         if self._state == "start" and not self._begun():
             return parts
         if self._state == "reasoning":
-            before, tag, after = self._held.partition(self._tags.closes)
-            kept = 0 if tag else _tag_prefix_length(before, self._tags.closes)
+            before, tag, after = self._held.partition(self.tags.closes)
+            kept = 0 if tag else _tag_prefix_length(before, self.tags.closes)
             emitted = before[: len(before) - kept]
             self._held = after if tag else before[len(before) - kept :]
             if emitted:
@@ -110,7 +121,7 @@ class ReasoningStream:
         body = self._held.lstrip()
         for tags in FORMS.values():
             if body.startswith(tags.opens):
-                self._state, self._tags = "reasoning", tags
+                self._state, self.tags = "reasoning", tags
                 self._held = body[len(tags.opens) :]
                 return True
         if any(tags.opens.startswith(body) for tags in FORMS.values()):
@@ -121,7 +132,7 @@ class ReasoningStream:
     def _answer(self) -> str:
         """What of the answer can be shown, without its tags."""
         kept = 0
-        for tag in filter(None, (self._tags.answer_opens, self._tags.answer_closes)):
+        for tag in filter(None, (self.tags.answer_opens, self.tags.answer_closes)):
             self._held = self._held.replace(tag, "")
             kept = max(kept, _tag_prefix_length(self._held, tag))
         end = len(self._held) - kept

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serve.messages import Chunk, Completion, Grade, Message, Request, Sampling, TokenScores
+from serve.messages import Chunk, Completion, Grade, Message, Request, TokenScores
 
 LogitsTV = npt.NDArray[np.float32]
 
@@ -36,8 +36,8 @@ class Engine(Protocol):
         """Answer all requests, yielding (key, completion) as each finishes, in any order."""
         ...
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
-        """Answer one conversation piece by piece. Closing the iterator ends the work."""
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        """Answer one request piece by piece. Closing the iterator ends the work."""
         ...
 
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:

@@ -14,13 +14,15 @@ from serve.engines.base import LogitsTV
 from serve.engines.scoring import Grader, scores_of
 from serve.engines.stepping import Rows, steps
 from serve.errors import CannotDo
-from serve.messages import Chunk, Completion, Grade, Message, Request, Sampling, TokenScores
+from serve.messages import Chunk, Completion, Grade, Message, Request, TokenScores
+from serve.template import ChatTemplate
 
 
 class BlockEngine(ABC):
     """At most `block` requests at a time. Answers depend on their company by rounding."""
 
     batch_invariant = False
+    template: ChatTemplate | None = None
 
     def __init__(self, name: str, block: int, ends: Collection[int], context_tokens: int) -> None:
         self.name, self.block = name, block
@@ -58,8 +60,7 @@ class BlockEngine(ABC):
             *_, answers = self._steps(block, [prompts[r.key] for r in block])
             yield from [(answer.request.key, answer.completion()) for answer in answers]
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
-        request = Request(key="stream", messages=tuple(messages), sampling=sampling)
+    def stream(self, request: Request) -> Iterator[Chunk]:
         yield from chunks(answer for (answer,) in self._steps([request], [self._prompt(request)]))
 
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
@@ -85,7 +86,7 @@ class BlockEngine(ABC):
         return [len(self._decode(ids[: i + 1]).encode()) for i in range(len(ids))]
 
     def _prompt(self, request: Request) -> list[int]:
-        prompt = self.prompt_ids(request.messages)
+        prompt = self.prompt_ids(request.messages) if request.messages else []
         if request.begun:
             prompt = [*prompt, *self._encode(request.begun)]
         check_length(len(prompt), self._context_tokens, self.name, request)

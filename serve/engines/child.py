@@ -19,13 +19,13 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import numpy as np
 
 from serve.engines.base import Engine, LogitsTV
 from serve.errors import EngineError
-from serve.messages import Chunk, Completion, Grade, Message, Request, Sampling, TokenScores
+from serve.messages import Chunk, Completion, Grade, Message, Request, TokenScores
 
 PR_SET_PDEATHSIG = 1
 LAST_WORDS_CHARACTERS = 300
@@ -69,10 +69,8 @@ class ChildEngine:
         for reply in self._replies("generate", requests=[r.model_dump() for r in requests]):
             yield reply["key"], Completion.model_validate(reply["completion"])
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
-        for reply in self._replies(
-            "stream", messages=[m.model_dump() for m in messages], sampling=sampling.model_dump()
-        ):
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        for reply in self._replies("stream", request=request.model_dump()):
             yield Chunk.model_validate(reply["chunk"])
 
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
@@ -175,10 +173,21 @@ def load_in_child(
     return ChildEngine(name, options, silence_limit_s)
 
 
-def _child(name: str, options: dict[str, Any]) -> None:
-    # Native code prints where it likes; replies travel on a descriptor of their own.
+def replies_apart() -> TextIO:
+    """Where replies go: a descriptor of their own, because native code prints where it likes."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return replies
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when the one that started it is gone (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _child(name: str, options: dict[str, Any]) -> None:
+    replies = replies_apart()
 
     def reply(**fields: Any) -> None:
         replies.write(json.dumps(fields) + "\n")
@@ -215,7 +224,7 @@ def _serve(engine: Engine, asked: dict[str, Any], reply: Any) -> None:
     elif verb == "end_ids":
         reply(ids=engine.end_ids())
     elif verb == "stream":
-        for chunk in engine.stream(messages, Sampling.model_validate(asked["sampling"])):
+        for chunk in engine.stream(Request.model_validate(asked["request"])):
             reply(chunk=chunk.model_dump())
         reply(done=True)
     else:
@@ -228,8 +237,7 @@ def _serve(engine: Engine, asked: dict[str, Any], reply: Any) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     given = json.loads(sys.argv[2])
     if "path" in given:
         given["path"] = Path(given["path"])

@@ -167,8 +167,9 @@ class HttpEngine:
             raise EngineError(f"{self.name} sent no JSON: {response.text[:200]}") from error
         return reply
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
-        body = self._body(messages, sampling) | {"stream": True}
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        asked = self._body(_with_begun(request), request.sampling) | _going_on(request)
+        body = asked | {"stream": True}
         with self._client.stream("POST", "chat/completions", json=body) as response:
             if response.status_code != httpx.codes.OK:
                 raise EngineError(f"{self.name}: status {response.status_code}")

@@ -29,7 +29,7 @@ from serve.engines.prefixes import Prompt, Prompts, by_lead
 from serve.engines.sampling import pick_token
 from serve.engines.scoring import Grader, scores_of
 from serve.errors import EngineError
-from serve.messages import Chunk, Completion, Grade, Message, Request, Sampling, TokenScores
+from serve.messages import Chunk, Completion, Grade, Message, Request, TokenScores
 
 # Row counts a step may have: kernels treat rows in groups of four and sixteen.
 SMALLEST_STEP_ROWS = 4
@@ -218,10 +218,9 @@ class LlamaCppEngine:
             active[target] = active.pop(slot)
         return rows
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Chunk]:
+    def stream(self, request: Request) -> Iterator[Chunk]:
         """One conversation alone, one row a step: the fastest first token, no padding."""
         with self._lock:
-            request = Request(key="stream", messages=tuple(messages), sampling=sampling)
             yield from chunks(self._steps_alone(self._admit(0, request)))
 
     def _steps_alone(self, sequence: _Sequence) -> Iterator[Answer]:

@@ -140,8 +140,8 @@ class LlamaModel:
     def copy_sequence(self, source: int, target: int) -> None:
         native.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
-    def clear_sequence(self, sequence: int) -> None:
-        native.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+    def clear_sequence(self, sequence: int, first_position: int = 0) -> None:
+        native.llama_memory_seq_rm(self._memory, sequence, first_position, -1)
 
 
 def last_log_line() -> str:

@@ -23,7 +23,7 @@ from serve.engines.stepping import Rows
 from serve.engines.stopping import token_ids
 from serve.errors import EngineError
 from serve.messages import Message, Sampling
-from serve.template import template_of
+from serve.template import ChatTemplate, template_of
 
 CONFIG_FILE, GRAPH_FILE = "genai_config.json", "model.onnx"
 
@@ -58,13 +58,15 @@ class _Alone:
 class OnnxEngine(BlockEngine):
     """One ONNX folder."""
 
+    template: ChatTemplate
+
     def __init__(self, path: Path, slots: int, context_tokens: int) -> None:
         self._path = path
         self._graph: Graph | None = None
         try:
             whole = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
             config = whole["model"]
-            self._template = template_of(path)
+            self.template = template_of(path)
             self._model = runtime.Model(str(path))
             self._tokenizer = runtime.Tokenizer(self._model)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -89,7 +91,7 @@ class OnnxEngine(BlockEngine):
         self._model = self._tokenizer = self._graph = None
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return self._encode(self._template.render(messages))
+        return self._encode(self.template.render(messages))
 
     def _rows(self, prompts: Sequence[list[int]], answer_tokens: int) -> Rows:
         if len(prompts) > 1:

@@ -31,7 +31,7 @@ from serve.engines.stepping import Rows, left_padded
 from serve.engines.stopping import token_ids
 from serve.errors import EngineError
 from serve.messages import Message, Sampling
-from serve.template import template_of
+from serve.template import ChatTemplate, template_of
 
 Array = npt.NDArray[Any]
 
@@ -110,16 +110,18 @@ class PlainRows:
 class PlainOnnxEngine(BlockEngine):
     """One exported graph, `slots` rows a block."""
 
+    template: ChatTemplate
+
     def __init__(self, path: Path, slots: int, context_tokens: int) -> None:
         try:
-            self._template = template_of(path)
+            self.template = template_of(path)
             config = json.loads((path / "generation_config.json").read_text(encoding="utf-8"))
             self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
             ends = token_ids(config["eos_token_id"])
             self._graph: PlainGraph | None = PlainGraph(open_session(path / "model.onnx"))
         except Exception as error:  # onnxruntime and tokenizers raise classes of their own
             raise EngineError(f"{path.name} does not load: {error}") from error
-        own = self._tokenizer.token_to_id(self._template.end_text)
+        own = self._tokenizer.token_to_id(self.template.end_text)
         super().__init__(
             f"onnxruntime:{path.name}",
             slots,
@@ -131,7 +133,7 @@ class PlainOnnxEngine(BlockEngine):
         self._graph = None
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return self._encode(self._template.render(messages))
+        return self._encode(self.template.render(messages))
 
     def logits(self, ids: Sequence[int]) -> LogitsTV:
         ids_1T = np.array([ids], np.int64)

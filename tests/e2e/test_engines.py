@@ -112,7 +112,7 @@ def test_samples_of_one_prompt_share_its_prefill_and_differ(llama):
 def test_a_stream_says_what_generate_says(llama):
     request = requests(temperature=0.0)[2]
     ((_, whole),) = llama.generate([request])
-    chunks = list(llama.stream(request.messages, request.sampling))
+    chunks = list(llama.stream(request))
     assert chunks[-1].finish == whole.finish
     assert sum(c.tokens for c in chunks) == whole.completion_tokens
     streamed = "".join(c.text for c in chunks)
@@ -212,7 +212,7 @@ def test_rows_that_end_leave_the_block_and_the_others_go_on(reference, monkeypat
 def test_the_reference_streams_what_it_generates(reference, stop):
     request = requests(temperature=0.0, stop=stop)[2]
     ((_, whole),) = reference.generate([request])
-    chunks = list(reference.stream(request.messages, request.sampling))
+    chunks = list(reference.stream(request))
     assert "".join(c.text for c in chunks) == whole.text
     assert sum(c.tokens for c in chunks) == whole.completion_tokens
     assert chunks[-1].finish == whole.finish == ("stop" if stop else "length")
@@ -224,7 +224,9 @@ def test_a_reader_that_leaves_ends_the_stream_s_work(reference, monkeypatch):
     monkeypatch.setattr(
         reference.model, "forward", lambda **inputs: (steps.append(1), forward(**inputs))[1]
     )
-    pieces = reference.stream(turns(QUESTIONS[2]), Sampling(max_tokens=24))
+    pieces = reference.stream(
+        Request(key="left", messages=turns(QUESTIONS[2]), sampling=Sampling(max_tokens=24))
+    )
     next(pieces)
     taken = len(steps)
     pieces.close()
@@ -262,11 +264,11 @@ def test_a_child_streams_piece_by_piece_and_survives_a_caller_that_leaves(llama,
     child = load_in_child("llama.cpp", path=gguf, slots=16, context_tokens=512)
     try:
         request = requests(temperature=0.0)[2]
-        expected = [c.text for c in llama.stream(request.messages, request.sampling)]
+        expected = [c.text for c in llama.stream(request)]
         assert len(expected) > 5
-        for left in (child.stream(request.messages, request.sampling), child.generate(requests())):
+        for left in (child.stream(request), child.generate(requests())):
             next(iter(left))
-        streamed = child.stream(request.messages, request.sampling)
+        streamed = child.stream(request)
         assert [c.text for c in streamed] == expected
     finally:
         child.close()

@@ -72,7 +72,7 @@ def test_int4_rounded_on_kept_traces_is_nearer_than_the_builders_own(smoke, refe
 def test_a_stream_says_what_generate_says(engine):
     request = requests(NUMBERS)[2]
     ((_, whole),) = engine.generate([request])
-    chunks = list(engine.stream(request.messages, request.sampling))
+    chunks = list(engine.stream(request))
     assert "".join(c.text for c in chunks) == whole.text
     assert sum(c.tokens for c in chunks) == whole.completion_tokens
     assert chunks[-1].finish == whole.finish

@@ -52,7 +52,7 @@ def engine(fp32):
 def test_a_stream_says_what_generate_says(engine):
     for request in ASKED:
         ((_, whole),) = engine.generate([request])
-        chunks = list(engine.stream(request.messages, request.sampling))
+        chunks = list(engine.stream(request))
         assert "".join(chunk.text for chunk in chunks) == whole.text
         assert whole.completion_tokens > 5
 

@@ -23,12 +23,15 @@ from serve.messages import Request, Sampling
 TALK = """
 import sys
 from pathlib import Path
-from apps.conversation import say, speakers
-from serve.messages import Sampling
-for speaker in speakers(Path(sys.argv[1])):
-    *_, last = say(speaker, "State the final answer: 2 + 2 =", Sampling(max_tokens=48))
-    assert last.finished and "torch" not in sys.modules
-    print(speaker.name, last.tokens)
+from apps.conversation import models_of, say
+from serve.conversations import Ask
+pool = models_of(Path(sys.argv[1]))
+for name in pool.entries:
+    model = pool.model(name)
+    *_, (last,) = say([model], "State the final answer: 2 + 2 =", Ask(max_tokens=48))
+    assert last.finish and "torch" not in sys.modules
+    print(name, last.tokens)
+pool.close()
 """
 RUNGS = [
     "teacher",

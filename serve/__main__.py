@@ -1,0 +1,101 @@
+"""Serve the models of a bundle or a run to OpenAI's clients.
+
+    python -m serve BUNDLE [--port 8000]
+
+Listens on this machine only; another address needs `--api-key`, or RETORT_API_KEY, and clients that
+send it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from serve.catalogue import read_catalogue
+from serve.errors import DataError, EngineError, RetortError, UsageError
+from serve.limits import LOOPBACK
+from serve.model_process import ModelProcess
+from serve.pool import Pool
+from serve.server import create_app
+
+DRAIN_S = 8
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return _serve(options)
+    except RetortError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _serve(options: argparse.Namespace) -> int:
+    key = options.api_key or os.environ.get("RETORT_API_KEY") or None
+    local = options.host in LOOPBACK
+    if not local and key is None:
+        raise UsageError(f"--host {options.host} is open to others and needs --api-key")
+    entries = read_catalogue(options.bundle)
+    if options.models:
+        entries = [entry for entry in entries if entry.name in options.models]
+    if not entries:
+        raise DataError(f"{options.bundle} holds no model to serve")
+    try:
+        listening = socket.create_server((options.host, options.port))
+    except OSError as error:
+        raise UsageError(
+            f"port {options.port} cannot be used: {error}", hint="try --port"
+        ) from error
+    down: list[ModelProcess] = []
+
+    def give_up(model: ModelProcess) -> None:
+        """A model that nobody could talk to yet is only refused to those who ask for it."""
+        if model.was_ready or model.entry.name == pool.first:
+            down.append(model)
+            server.should_exit = True
+
+    pool = Pool(
+        entries, options.slots, options.queue, options.context_tokens, options.threads, give_up
+    )
+    config = uvicorn.Config(
+        create_app(pool, key, LOOPBACK if local else ()),
+        timeout_graceful_shutdown=DRAIN_S,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    names = ", ".join(entry.name for entry in entries)
+    host, port = listening.getsockname()[:2]
+    print(f"serving {names} at http://{host}:{port}/v1 (Ctrl-C ends)", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+    if down:
+        raise EngineError(f"{down[0].entry.name} does not stay up: {down[0].problem}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m serve", description="Serve the models of a bundle to OpenAI's clients."
+    )
+    parser.add_argument("bundle", type=Path, help="a bundle or a run, for example runs/default")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--api-key", help="what clients must send (or RETORT_API_KEY)")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="default: all of the folder")
+    parser.add_argument("--slots", type=int, default=8, help="answered at a time")
+    parser.add_argument("--queue", type=int, default=16, help="waiting, then refused with 429")
+    parser.add_argument("--context-tokens", type=int, default=2048, help="prompt and answer")
+    parser.add_argument("--threads", type=int, help="of a GGUF (default: all cores)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

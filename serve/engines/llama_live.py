@@ -1,0 +1,157 @@
+"""Continuous batching over llama.cpp for people: every step decodes one token of each answer.
+
+New prompts are read in the same batches, a part at a time, so that a long one does not hold up
+those who are being answered. A slot keeps what it has read: the next turn of the same conversation,
+or another conversation with the same beginning, is not read again. Unlike the engine that fills
+trace stores, answers depend on their company by rounding: no rows are padded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from serve.engines.answer import Answer, check_length
+from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
+from serve.engines.sampling import pick_token
+from serve.errors import EngineError
+from serve.messages import Chunk, Message, Request
+
+# Prompt tokens a step while others are being answered: 64 double the time of a step of 8 rows.
+READ_BESIDE_TOKENS = 64
+# Copying another slot's beginning costs about as much as reading so many tokens.
+COPY_WORTH_TOKENS = 16
+
+
+def load_live(path: Path, slots: int, context_tokens: int, threads: int | None) -> LlamaLive:
+    """Open a GGUF for `slots` people with `context_tokens` each."""
+    return LlamaLive(path, slots, context_tokens, threads or os.cpu_count() or 1)
+
+
+@dataclass(slots=True)
+class _Talk:
+    """An answer in a slot, its prompt's ids not read yet, and how much of it was told."""
+
+    slot: int
+    answer: Answer
+    unread: list[int]
+    told_characters: int = 0
+    told_tokens: int = 0
+
+
+class LlamaLive:
+    """One GGUF, `slots` conversations at a time. One thread drives it."""
+
+    def __init__(self, path: Path, slots: int, context_tokens: int, threads: int) -> None:
+        self.name = f"llama.cpp:{path.name}"
+        self._model = LlamaModel(path, slots, context_tokens, threads)
+        self.context_tokens = self._model.context_tokens
+        self._template = self._model.chat_template()
+        self._talks: dict[str, _Talk] = {}
+        # Ids whose keys and values lie in each slot, in order.
+        self._held: list[list[int]] = [[] for _ in range(slots)]
+        self._piece = cache(self._model.piece)
+        self._ends = cache(self._model.ends)
+
+    def close(self) -> None:
+        self._model.close()
+
+    def free(self) -> int:
+        return len(self._held) - len(self._talks)
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        return self._template.render(messages)
+
+    def admit(self, key: str, request: Request) -> int:
+        text = self._template.render(request.messages) if request.messages else ""
+        ids = self._model.tokenize(text) + self._model.tokenize(request.begun, special=False)
+        if not ids:
+            raise EngineError(f"an empty prompt cannot be answered ({self.name})")
+        check_length(len(ids), self.context_tokens, self.name, request)
+        slot, known = self._place(ids)
+        self._model.clear_sequence(slot, known)
+        del self._held[slot][known:]
+        self._talks[key] = _Talk(slot, Answer(request, len(ids), self._decode), ids[known:])
+        return len(ids)
+
+    def _place(self, ids: list[int]) -> tuple[int, int]:
+        """A free slot, and how many of `ids` it holds: the last one is read for its logits."""
+        taken = {talk.slot for talk in self._talks.values()}
+        known = [min(_common(held, ids), len(ids) - 1) for held in self._held]
+        free = [slot for slot in range(len(known)) if slot not in taken]
+        # Of two equally good slots the one that holds less is given away.
+        slot = max(free, key=lambda s: (known[s], -len(self._held[s])))
+        source = max(range(len(known)), key=known.__getitem__)
+        if known[source] >= known[slot] + COPY_WORTH_TOKENS:
+            self._model.clear_sequence(slot)
+            self._model.copy_sequence(source, slot)
+            self._held[slot] = list(self._held[source])
+            return slot, known[source]
+        return slot, known[slot]
+
+    def cancel(self, key: str) -> None:
+        self._talks.pop(key, None)
+
+    def step(self) -> list[tuple[str, Chunk]]:
+        rows, asked = self._rows()
+        if not rows:
+            return []
+        self._model.decode(rows)
+        for row in rows:
+            self._held[row.sequence].append(row.token)
+        told: list[tuple[str, Chunk]] = []
+        for index, key in asked:
+            talk = self._talks[key]
+            answer = talk.answer
+            token = pick_token(self._model.logits(index), answer.request.sampling, len(answer.ids))
+            answer.accept(token, self._ends(token), self.context_tokens)
+            told += [(key, chunk) for chunk in _news(talk)]
+            if answer.finish:
+                del self._talks[key]
+        return told
+
+    def _rows(self) -> tuple[list[Row], list[tuple[int, str]]]:
+        """The next batch, and which of its rows say how whose answer goes on."""
+        rows: list[Row] = []
+        asked = []
+        for key, talk in self._talks.items():
+            if not talk.unread:
+                asked.append((len(rows), key))
+                position = len(self._held[talk.slot])
+                rows.append(Row(talk.answer.ids[-1], position, talk.slot, True))
+        room = READ_BESIDE_TOKENS if rows else DECODE_BATCH_TOKENS - len(rows)
+        for key, talk in self._talks.items():
+            part, talk.unread = talk.unread[:room], talk.unread[room:]
+            if not part:
+                continue
+            room -= len(part)
+            first = len(self._held[talk.slot])
+            last = len(part) - 1 if not talk.unread else -1
+            rows += [Row(t, first + i, talk.slot, i == last) for i, t in enumerate(part)]
+            if last >= 0:
+                asked.append((len(rows) - 1, key))
+        return rows, asked
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return b"".join(map(self._piece, ids)).decode("utf-8", "replace")
+
+
+def _news(talk: _Talk) -> Iterator[Chunk]:
+    """What can be told now and was not yet."""
+    answer = talk.answer
+    text, tokens = answer.settled()[talk.told_characters :], len(answer.ids) - talk.told_tokens
+    if text or answer.finish:
+        talk.told_characters += len(text)
+        talk.told_tokens += tokens
+        yield Chunk(text=text, tokens=tokens, finish=answer.finish)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids two lists begin with in common."""
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return index
+    return min(len(first), len(second))

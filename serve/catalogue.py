@@ -11,6 +11,8 @@ from serve.messages import Message
 from serve.models import resolve_model
 
 CATALOGUE = "chat.json"
+# Problems of a run that someone kept because a model failed them, one JSON object a line.
+REGRESSION_CASES = "regressions.jsonl"
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,26 @@ def test_without_more_items_it_stays_open(inputs, monkeypatch):
     assert (found["B"].outcome, more, asked) == ("inconclusive", [], [])
 
 
+def test_kept_cases_are_asked_once_each_and_a_lost_one_fails(inputs, monkeypatch):
+    found, *_ = verdicts(inputs, monkeypatch, 0)
+    cases = [problem(1), problem(2), problem(1)]
+    write_records(inputs["08-evaluate"] / "regressions.jsonl", cases)
+    asked = []
+
+    def answer(rung, problems, options, *_):
+        asked.append((rung.name, len(problems), options.k_items))
+        wrong = problem(2).key if rung.name == "B" else ""
+        return [judged(rung.name, p.key, p.key != wrong) for p in problems]
+
+    monkeypatch.setattr(gate, "examine", answer)
+    kept = {**inputs, "regressions.jsonl": inputs["08-evaluate"] / "regressions.jsonl"}
+    config = (STUDENT, EvaluateOptions(), GateOptions())
+    after = gate._on_regression_cases(config, [rung("A"), rung("B")], kept, Path(), None, found)
+    assert asked == [(SFT, 2, 0), ("A", 2, 0), ("B", 2, 0)]
+    assert [after["A"].outcome, after["B"].outcome] == ["pass", "fail"]
+    assert after["B"].why.startswith(f"lost 1 of 2 regression cases ({problem(2).key[:12]}); ")
+
+
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<end>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"

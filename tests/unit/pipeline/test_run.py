@@ -1,6 +1,7 @@
 import logging
 import os
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -67,6 +68,19 @@ def test_no_corruption_is_accepted_as_done(tmp_path):
 def test_a_changed_field_or_version_is_another_fingerprint(tmp_path, changed):
     run = RunDir(tmp_path)
     assert run.fingerprint(changed, {}, 1) != run.fingerprint(stage(), {}, 1)
+
+
+def test_a_file_that_people_keep_in_the_run_is_read_and_changes_the_fingerprint(tmp_path):
+    seen = []
+    one = replace(stage(lambda _config, inputs, *_: seen.append(inputs) or {}), reads=("kept",))
+    run = RunDir(tmp_path)
+    without = run.fingerprint(one, {}, 1)
+    assert without == run.fingerprint(replace(one, reads=()), {}, 1)
+    run_stage(run, one, without, CONTEXT)
+    (tmp_path / "kept").write_text("a case")
+    run_stage(run, one, run.fingerprint(one, {}, 1), CONTEXT)
+    assert seen == [{}, {"kept": tmp_path / "kept"}]
+    assert run.fingerprint(one, {}, 1) != without
 
 
 def test_the_seed_is_part_of_the_fingerprint(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from quant.gate import paired_verdict
+from quant.gate import on_regression_cases, paired_verdict
 from quant.select import Candidate, choose
 from quant.stats import alpha_per_look, bootstrap_interval
 
@@ -150,3 +150,18 @@ def test_nothing_that_passed_is_no_choice():
     choice = choose([candidate("Q2", 70, 70.0, 0.9, "fail")], "smallest")
     assert (choice.name, choice.why) == (None, "nothing passed: Q2 fail")
     assert choose([], "smallest").why == "nothing passed: no artifact is sound"
+
+
+def test_a_lost_regression_case_fails_whatever_the_drawn_items_say():
+    items = {str(i): i < 290 for i in range(300)}
+    passed = paired_verdict("Q8_0", items, items, dict.fromkeys(items, "f"), 0.03)
+    cases = {"a" * 64: True, "b" * 64: True, "c" * 64: False}
+    lost = on_regression_cases(passed, cases, {"a" * 64: True, "b" * 64: False, "c" * 64: False})
+    assert (passed.outcome, lost.outcome) == ("pass", "fail")
+    assert lost.why == f"lost 1 of 2 regression cases ({'b' * 12}); {passed.why}"
+    kept = on_regression_cases(passed, cases, {"a" * 64: True, "b" * 64: True, "c" * 64: False})
+    assert kept.outcome == "pass"
+    assert kept.why == (
+        "+0.0 points [0.0, 0.0]: within 3 points; "
+        "none lost of 2 regression cases that the student gets right"
+    )

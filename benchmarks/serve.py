@@ -1,0 +1,160 @@
+"""The server beside the bare runtime and beside llama.cpp's own server, on one file, in one run.
+
+    python -m benchmarks.serve BUNDLE --peer PEER/bin/python [--rounds 3]
+
+BUNDLE holds a GGUF student; PEER is an environment with the package xllamacpp. Rates are of plain
+continuations of problems of the default recipe, greedy, so that every token written is also told;
+times to the first token are of chats. Bare: the same prompts decoded by `llama_decode`, the most
+likely token taken by llama.cpp's own sampler, no text made. Rounds alternate; medians are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bare_llama import bare_rate
+from benchmarks.clients import Answer, ask
+from benchmarks.machine import describe
+from pipeline.recipe_files import find_recipe, load_recipe
+from pipeline.tasks.gym import family_problems
+from serve.catalogue import Entry, read_catalogue
+from serve.hardware import cores
+
+SLOTS, CONTEXT_TOKENS, ANSWER_TOKENS = 8, 1024, 128
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+# Of those who ask while others are answered; idle ones are as many.
+LATE_ASKERS = 24
+BESIDE = 4
+
+
+def questions(count: int) -> list[str]:
+    families = load_recipe(find_recipe("default")).problems.families
+    each = -(-count // len(families))
+    drawn = [family_problems(f.name, f.options, 20_261_123, each) for f in families]
+    return [p.question for row in zip(*drawn, strict=True) for p in row][:count]
+
+
+@contextmanager
+def ours(bundle: Path, entry: Entry) -> Iterator[str]:
+    """`python -m serve`, as a user starts it."""
+    command = [sys.executable, "-m", "serve", str(bundle), "--port", "0", "--models", entry.name]
+    command += ["--slots", str(SLOTS), "--context-tokens", str(CONTEXT_TOKENS)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        yield child.stdout.readline().split(" at ")[1].split("/v1")[0]
+        child.terminate()
+
+
+@contextmanager
+def theirs(python: Path, entry: Entry) -> Iterator[str]:
+    """llama.cpp's server of the package xllamacpp."""
+    script = Path(__file__).with_name("peer_server.py")
+    numbers = [str(number) for number in (cores(), SLOTS, CONTEXT_TOKENS)]
+    with subprocess.Popen(
+        [str(python), str(script), str(entry.path()), *numbers],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        print(f"peer: xllamacpp {child.stdout.readline().split()[-1]}", file=sys.stderr)
+        yield child.stdout.readline().strip()
+        child.terminate()
+
+
+async def measure(base: str, entry: Entry, asked: Sequence[str]) -> dict[str, float]:
+    """One stream, eight at once, and how long those wait who come while four are answered."""
+
+    async def answered(route: str, question: dict[str, Any]) -> Answer:
+        limits = {"max_tokens": ANSWER_TOKENS, "temperature": 0}
+        answer = await ask(base, route, question | limits)
+        assert answer.status == 200, answer
+        return answer
+
+    async def written(question: str) -> Answer:
+        return await answered(TEXT, {"prompt": question})
+
+    async def chatted(question: str) -> Answer:
+        turns = [message.model_dump() for message in entry.messages(question)]
+        return await answered(CHAT, {"messages": turns})
+
+    await chatted("Warm up.")
+    alone = [await written(question) for question in asked[:SLOTS]]
+    rate_alone = sum(a.tokens for a in alone) / sum(a.total_s for a in alone)
+    together = await asyncio.gather(*(written(q) for q in asked[SLOTS : 2 * SLOTS]))
+    rate_together = sum(a.tokens for a in together) / max(a.total_s for a in together)
+    idle = [await chatted(question) for question in asked[2 * SLOTS :][:LATE_ASKERS]]
+    late = await _late(chatted, asked[2 * SLOTS + LATE_ASKERS :])
+    return {
+        "one stream, tokens/s after the first": statistics.median(a.tokens_per_s for a in alone),
+        "one stream, tokens/s": rate_alone,
+        f"{SLOTS} streams, tokens/s in all": rate_together,
+        f"{SLOTS} streams over one": rate_together / rate_alone,
+        "first token idle, p95 ms": 1000 * _p95([a.first_s for a in idle]),
+        f"first token beside {BESIDE}, p95 ms": 1000 * _p95([a.first_s for a in late]),
+    }
+
+
+async def _late(one: Any, asked: Sequence[str]) -> list[Answer]:
+    """Four who ask again and again, and beside them the one whose waiting counts."""
+    others = list(asked[LATE_ASKERS:])
+
+    async def busy(start: int) -> None:
+        for turn in range(10**6):
+            await one(others[(start + BESIDE * turn) % len(others)])
+
+    crowd = [asyncio.create_task(busy(start)) for start in range(BESIDE)]
+    await asyncio.sleep(1.0)
+    late = [await one(question) for question in asked[:LATE_ASKERS]]
+    for task in crowd:
+        task.cancel()
+    await asyncio.gather(*crowd, return_exceptions=True)
+    return late
+
+
+def _p95(values: Sequence[float]) -> float:
+    return sorted(values)[int(0.95 * (len(values) - 1) + 0.5)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--peer", type=Path, help="a Python that has the package xllamacpp")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    entry = next(e for e in read_catalogue(options.bundle) if e.engine == "llama.cpp")
+    print(describe("llama-cpp-python", "fastapi", "uvicorn"))
+    print(f"{entry.name}, {cores()} threads, {SLOTS} slots, answers of {ANSWER_TOKENS} tokens")
+    found: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
+    bare = []
+    asked = questions(2 * SLOTS + 2 * LATE_ASKERS + 32)
+    for _ in range(options.rounds):
+        bare.append(bare_rate(entry.path(), asked[:SLOTS], CONTEXT_TOKENS, ANSWER_TOKENS))
+        with ours(options.bundle, entry) as base:
+            found["ours"].append(asyncio.run(measure(base, entry, asked)))
+        if options.peer:
+            with theirs(options.peer, entry) as base:
+                found["peer"].append(asyncio.run(measure(base, entry, asked)))
+    print(f"{'bare, tokens/s after the first':38} {statistics.median(bare):8.1f}")
+    for what in found["ours"][0]:
+        cells = [
+            f"{side} {statistics.median(r[what] for r in rounds):8.1f} "
+            f"({', '.join(f'{r[what]:.1f}' for r in rounds)})"
+            for side, rounds in found.items()
+            if rounds
+        ]
+        print(f"{what:38} {'   '.join(cells)}")
+    print(describe("llama-cpp-python"))
+
+
+if __name__ == "__main__":
+    main()

@@ -25,7 +25,7 @@ from serve.errors import DataError
 from serve.reasoning import FORMS
 from serve.template import template_of
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LIBRARIES = ()
 
 
@@ -82,7 +82,8 @@ def _readme(config: Recipe, gate: dict[str, Any], names: list[str]) -> str:
 
 Holds {held}. It thinks inside `{tags.opens}…{tags.closes}`, then writes `Answer: …`.
 
-    python -m apps.chat .
+    python -m apps.chat .     # in the browser
+    python -m serve .         # for OpenAI's clients, at http://127.0.0.1:8000/v1
 
 or `ollama create {config.run.name} -f Modelfile`. `sha256sum -c {CHECKSUMS}` checks the files.
 

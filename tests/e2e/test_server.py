@@ -273,3 +273,17 @@ def test_a_model_that_does_not_stay_up_ends_the_server(tmp_path):
         assert server.process.stderr.read() == (
             "error: student does not stay up: the process of student ended with -9\n"
         )
+
+
+def test_both_files_of_a_bundle_answer_the_same_question_alike(smoke):
+    question = [{"role": "user", "content": "State the final answer: 6 + 3 ="}]
+    with served(smoke.root / "10-bundle", "--threads", "1") as running, running.client() as http:
+        names = [model["id"] for model in http.get("/v1/models").json()["data"]]
+        assert [name.split()[1] for name in names] == ["GGUF", "ONNX"]
+        for name in names:
+            body = {"model": name, "messages": question, "max_tokens": 48, "reasoning_budget": 16}
+            answer = http.post("/v1/chat/completions", json=body).json()
+            message = answer["choices"][0]["message"]
+            assert answer["model"] == name
+            assert message["content"].startswith("Answer:")
+            assert 0 < answer["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 16

@@ -15,7 +15,7 @@ from pathlib import Path
 from serve.catalogue import read_catalogue
 from serve.conversations import Ask, Reply
 from serve.errors import DataError, EngineError
-from serve.model_process import ModelProcess
+from serve.model_process import ModelProcess, Settings
 from serve.pool import Pool
 
 CONTEXT_TOKENS = 2048
@@ -114,7 +114,7 @@ def models_of(folder: Path) -> Pool:
     entries = read_catalogue(folder)
     if not entries:
         raise DataError(f"{folder} holds no model to talk to")
-    return Pool(entries, SLOTS, QUEUE, CONTEXT_TOKENS)
+    return Pool(entries, Settings(SLOTS, QUEUE, CONTEXT_TOKENS))
 
 
 def first_difference(first: str, second: str) -> int | None:

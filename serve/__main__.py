@@ -13,14 +13,15 @@ import contextlib
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
 
-from serve.catalogue import read_catalogue
+from serve.catalogue import Entry, read_catalogue
 from serve.errors import DataError, EngineError, RetortError, UsageError
 from serve.limits import LOOPBACK
-from serve.model_process import ModelProcess
+from serve.model_process import ModelProcess, Settings
 from serve.pool import Pool
 from serve.server import create_app
 
@@ -42,6 +43,7 @@ def _serve(options: argparse.Namespace) -> int:
     if not local and key is None:
         raise UsageError(f"--host {options.host} is open to others and needs --api-key")
     entries = read_catalogue(options.bundle)
+    draft = _draft(entries, options.draft)
     if options.models:
         entries = [entry for entry in entries if entry.name in options.models]
     if not entries:
@@ -60,9 +62,15 @@ def _serve(options: argparse.Namespace) -> int:
             down.append(model)
             server.should_exit = True
 
-    pool = Pool(
-        entries, options.slots, options.queue, options.context_tokens, options.threads, give_up
+    settings = Settings(
+        options.slots,
+        options.queue,
+        options.context_tokens,
+        options.threads,
+        draft,
+        options.draft_tokens,
     )
+    pool = Pool(entries, settings, give_up)
     config = uvicorn.Config(
         create_app(pool, key, LOOPBACK if local else ()),
         timeout_graceful_shutdown=DRAIN_S,
@@ -81,6 +89,17 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def _draft(entries: Sequence[Entry], name: str | None) -> Entry | None:
+    if name is None:
+        return None
+    ggufs = [entry for entry in entries if entry.engine == "llama.cpp"]
+    found = next((entry for entry in ggufs if entry.name == name), None)
+    if found is None:
+        names = ", ".join(repr(entry.name) for entry in ggufs)
+        raise UsageError(f"--draft {name!r} is no GGUF of the folder", hint=f"there are {names}")
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serve", description="Serve the models of a bundle to OpenAI's clients."
@@ -93,6 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--slots", type=int, default=8, help="answered at a time")
     parser.add_argument("--queue", type=int, default=16, help="waiting, then refused with 429")
     parser.add_argument("--context-tokens", type=int, default=2048, help="prompt and answer")
+    parser.add_argument(
+        "--draft", metavar="NAME", help="a small GGUF of the folder that guesses for larger ones"
+    )
+    parser.add_argument("--draft-tokens", type=int, default=4, help="guessed at a time")
     parser.add_argument("--threads", type=int, help="of a GGUF (default: all cores)")
     return parser
 

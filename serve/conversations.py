@@ -87,10 +87,18 @@ class Conversations:
         while self._waiting and self.live.free():
             key, ask = self._waiting.popleft()
             told.append((key, self._admit(key, ask)))
+        begun_anew: set[str] = set()
         for key, chunk in self.live.step():
-            reply = self._reply(key, self._talks[key], chunk)
+            talk = self._talks.get(key)
+            if talk is None or key in begun_anew:
+                continue  # the rest of what was said before the answer was ended or changed
+            restarts = talk.restarts
+            reply = self._reply(key, talk, chunk)
+            if talk.restarts > restarts:
+                begun_anew.add(key)
             if reply.last:
                 del self._talks[key]
+                self.live.cancel(key)
             told.append((key, reply))
         return told
 

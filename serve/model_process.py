@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,26 +33,38 @@ class Busy(EngineError):
     """More are waiting than may wait."""
 
 
+@dataclass(frozen=True)
+class Settings:
+    """`slots` people at a time and `queue` more who wait, with `context_tokens` each.
+
+    `draft`, a GGUF, guesses `draft_tokens` ahead for every other GGUF.
+    """
+
+    slots: int
+    queue: int
+    context_tokens: int
+    threads: int | None = None
+    draft: Entry | None = None
+    draft_tokens: int = 4
+
+
 class ModelProcess:
-    """One model of a catalogue for `slots` people at a time, and `queue` more who wait."""
+    """One model of a catalogue."""
 
     def __init__(
         self,
         entry: Entry,
-        slots: int,
-        queue: int,
-        context_tokens: int,
-        threads: int | None = None,
+        settings: Settings,
         failed: Callable[[ModelProcess], None] = lambda _: None,
     ) -> None:
-        self.entry, self.context_tokens = entry, context_tokens
+        self.entry, self.settings = entry, settings
+        self.context_tokens = settings.context_tokens
         self.state: State = "loading"
         self.problem = ""
         self.path: Path | None = None
         self.was_ready = False
         self.restarts = 0
-        self._capacity, self._failed = slots + queue, failed
-        self._options = {"slots": slots, "context_tokens": context_tokens, "threads": threads}
+        self._capacity, self._failed = settings.slots + settings.queue, failed
         self._askers: dict[str, Tell] = {}
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
@@ -134,9 +147,9 @@ class ModelProcess:
         """One child from its start to its end; why it ended."""
         try:
             path = self.path = self.entry.path()
+            options = json.dumps({"path": str(path)} | self._options())
         except RetortError as error:
             return str(error.args[0])
-        options = json.dumps(self._options | {"path": str(path)})
         with tempfile.TemporaryFile() as words:
             child = subprocess.Popen(
                 [sys.executable, "-m", "serve.worker", self.entry.engine, options],
@@ -156,6 +169,18 @@ class ModelProcess:
             lines = words.read().decode("utf-8", "replace").strip().splitlines()
         last = f": {lines[-1][:LAST_WORDS_CHARACTERS]}" if lines else ""
         return problem or f"the process of {self.entry.name} ended with {child.returncode}{last}"
+
+    def _options(self) -> dict[str, Any]:
+        """What the engine is opened with. Raises DataError, UntrustedFile for the draft's file."""
+        settings, draft = self.settings, self.settings.draft
+        options: dict[str, Any] = {
+            "slots": settings.slots,
+            "context_tokens": settings.context_tokens,
+            "threads": settings.threads,
+        }
+        if draft is not None and draft.name != self.entry.name and self.entry.engine == "llama.cpp":
+            options |= {"draft": str(draft.path()), "draft_tokens": settings.draft_tokens}
+        return options
 
     def _listen(self, child: subprocess.Popen[str]) -> str:
         assert child.stdout is not None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from serve.catalogue import Entry
 from serve.errors import UsageError
-from serve.model_process import ModelProcess, State
+from serve.model_process import ModelProcess, Settings, State
 
 
 class UnknownModel(UsageError):
@@ -20,14 +20,11 @@ class Pool:
     def __init__(
         self,
         entries: Sequence[Entry],
-        slots: int,
-        queue: int,
-        context_tokens: int,
-        threads: int | None = None,
+        settings: Settings,
         failed: Callable[[ModelProcess], None] = lambda _: None,
     ) -> None:
         self.entries = {entry.name: entry for entry in entries}
-        self._settings = (slots, queue, context_tokens, threads, failed)
+        self._settings, self._failed = settings, failed
         self._open: dict[str, ModelProcess] = {}
         self._lock = threading.Lock()
 
@@ -42,7 +39,9 @@ class Pool:
             raise UnknownModel(f"no model is called {wanted!r}")
         with self._lock:
             if wanted not in self._open:
-                self._open[wanted] = ModelProcess(self.entries[wanted], *self._settings)
+                self._open[wanted] = ModelProcess(
+                    self.entries[wanted], self._settings, self._failed
+                )
             return self._open[wanted]
 
     def states(self) -> dict[str, State]:

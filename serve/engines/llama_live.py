@@ -15,7 +15,9 @@ from functools import cache
 from pathlib import Path
 
 from serve.engines.answer import Answer, check_length
+from serve.engines.llama_draft import Draft, Wanted
 from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
+from serve.engines.prefixes import common_length
 from serve.engines.sampling import pick_token
 from serve.errors import EngineError
 from serve.messages import Chunk, Message, Request
@@ -26,9 +28,22 @@ READ_BESIDE_TOKENS = 64
 COPY_WORTH_TOKENS = 16
 
 
-def load_live(path: Path, slots: int, context_tokens: int, threads: int | None) -> LlamaLive:
-    """Open a GGUF for `slots` people with `context_tokens` each."""
-    return LlamaLive(path, slots, context_tokens, threads or os.cpu_count() or 1)
+def load_live(
+    path: Path,
+    slots: int,
+    context_tokens: int,
+    threads: int | None,
+    draft: str | None = None,
+    draft_tokens: int = 4,
+) -> LlamaLive:
+    """Open a GGUF for `slots` people with `context_tokens` each.
+
+    `draft`: another GGUF, of the same vocabulary, which guesses `draft_tokens` ahead.
+    """
+    live = LlamaLive(path, slots, context_tokens, threads or os.cpu_count() or 1)
+    if draft is not None:
+        live.guess_with(Path(draft), draft_tokens)
+    return live
 
 
 @dataclass(slots=True)
@@ -48,6 +63,9 @@ class LlamaLive:
     def __init__(self, path: Path, slots: int, context_tokens: int, threads: int) -> None:
         self.name = f"llama.cpp:{path.name}"
         self._model = LlamaModel(path, slots, context_tokens, threads)
+        self._threads = threads
+        self._draft: Draft | None = None
+        self._draft_tokens = 0
         self.context_tokens = self._model.context_tokens
         self._template = self._model.chat_template()
         self._talks: dict[str, _Talk] = {}
@@ -56,8 +74,15 @@ class LlamaLive:
         self._piece = cache(self._model.piece)
         self._ends = cache(self._model.ends)
 
+    def guess_with(self, path: Path, tokens: int) -> None:
+        """Raises EngineError for a model of another vocabulary."""
+        self._draft = Draft(path, len(self._held), self._model, self._threads)
+        self._draft_tokens = tokens
+
     def close(self) -> None:
         self._model.close()
+        if self._draft is not None:
+            self._draft.close()
 
     def free(self) -> int:
         return len(self._held) - len(self._talks)
@@ -80,7 +105,7 @@ class LlamaLive:
     def _place(self, ids: list[int]) -> tuple[int, int]:
         """A free slot, and how many of `ids` it holds: the last one is read for its logits."""
         taken = {talk.slot for talk in self._talks.values()}
-        known = [min(_common(held, ids), len(ids) - 1) for held in self._held]
+        known = [min(common_length(held, ids), len(ids) - 1) for held in self._held]
         free = [slot for slot in range(len(known)) if slot not in taken]
         # Of two equally good slots the one that holds less is given away.
         slot = max(free, key=lambda s: (known[s], -len(self._held[s])))
@@ -103,25 +128,61 @@ class LlamaLive:
         for row in rows:
             self._held[row.sequence].append(row.token)
         told: list[tuple[str, Chunk]] = []
-        for index, key in asked:
+        for index, key, guess in asked:
             talk = self._talks[key]
-            answer = talk.answer
-            token = pick_token(self._model.logits(index), answer.request.sampling, len(answer.ids))
-            answer.accept(token, self._ends(token), self.context_tokens)
-            told += [(key, chunk) for chunk in _news(talk)]
-            if answer.finish:
+            told += [(key, chunk) for chunk in self._take(talk, index, guess)]
+            if talk.answer.finish:
                 del self._talks[key]
         return told
 
-    def _rows(self) -> tuple[list[Row], list[tuple[int, str]]]:
-        """The next batch, and which of its rows say how whose answer goes on."""
+    def _take(self, talk: _Talk, row: int, guess: Sequence[int]) -> Iterator[Chunk]:
+        """A token at `row`, and one after each guessed token that was the right one."""
+        answer = talk.answer
+        for right in range(len(guess) + 1):
+            logits_V = self._model.logits(row + right)
+            token = pick_token(logits_V, answer.request.sampling, len(answer.ids))
+            answer.accept(token, self._ends(token), self.context_tokens)
+            yield from _news(talk)
+            if answer.finish or right == len(guess) or token != guess[right]:
+                break
+        wrong = len(guess) - right
+        if wrong:
+            del self._held[talk.slot][-wrong:]
+            self._model.clear_sequence(talk.slot, len(self._held[talk.slot]))
+
+    def _guesses(self, talks: Sequence[_Talk]) -> list[list[int]]:
+        if self._draft is None:
+            return [[] for _ in talks]
+        wanted = [
+            Wanted(
+                talk.slot,
+                [*self._held[talk.slot], talk.answer.ids[-1]],
+                talk.answer.request.sampling,
+                len(talk.answer.ids),
+                self._most(talk),
+            )
+            for talk in talks
+        ]
+        return self._draft.guesses(wanted)
+
+    def _most(self, talk: _Talk) -> int:
+        """The last token of an answer is never a guess: nothing comes after it."""
+        written = len(talk.answer.ids)
+        left = talk.answer.request.sampling.max_tokens - written
+        room = self.context_tokens - talk.answer.prompt_tokens - written
+        return min(self._draft_tokens, left - 1, room - 1)
+
+    def _rows(self) -> tuple[list[Row], list[tuple[int, str, list[int]]]]:
+        """The next batch, and which of its rows say how whose answer goes on, after what guess."""
         rows: list[Row] = []
         asked = []
-        for key, talk in self._talks.items():
-            if not talk.unread:
-                asked.append((len(rows), key))
-                position = len(self._held[talk.slot])
-                rows.append(Row(talk.answer.ids[-1], position, talk.slot, True))
+        speaking = [(key, talk) for key, talk in self._talks.items() if not talk.unread]
+        guesses = self._guesses([talk for _, talk in speaking])
+        for (key, talk), guess in zip(speaking, guesses, strict=True):
+            asked.append((len(rows), key, guess))
+            first = len(self._held[talk.slot])
+            ids = (talk.answer.ids[-1], *guess)
+            rows += [Row(token, first + i, talk.slot, True) for i, token in enumerate(ids)]
         room = READ_BESIDE_TOKENS if rows else DECODE_BATCH_TOKENS - len(rows)
         for key, talk in self._talks.items():
             part, talk.unread = talk.unread[:room], talk.unread[room:]
@@ -132,7 +193,7 @@ class LlamaLive:
             last = len(part) - 1 if not talk.unread else -1
             rows += [Row(t, first + i, talk.slot, i == last) for i, t in enumerate(part)]
             if last >= 0:
-                asked.append((len(rows) - 1, key))
+                asked.append((len(rows) - 1, key, []))
         return rows, asked
 
     def _decode(self, ids: Sequence[int]) -> str:
@@ -147,11 +208,3 @@ def _news(talk: _Talk) -> Iterator[Chunk]:
         talk.told_characters += len(text)
         talk.told_tokens += tokens
         yield Chunk(text=text, tokens=tokens, finish=answer.finish)
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many ids two lists begin with in common."""
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return index
-    return min(len(first), len(second))

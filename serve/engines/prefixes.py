@@ -45,12 +45,16 @@ class Prompts:
                 self._prompt_ids([*lead[:-1], Message(role=lead[-1].role, content=opening + text)])
                 for text in ("0", "Zebra")
             )
-            same = next(
-                (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
-                len(first),
-            )
-            self._shared_by_lead[lead] = tuple(first[:same])
+            self._shared_by_lead[lead] = tuple(first[: common_length(first, second)])
         return self._shared_by_lead[lead]
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids two lists begin with in common."""
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return index
+    return min(len(first), len(second))
 
 
 def by_lead(messages: tuple[Message, ...]) -> tuple[str, ...]:

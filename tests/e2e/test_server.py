@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 
+from serve.__main__ import main
 from tests.e2e.serving import LEAD, NAME, served, write_bundle
 
 QUESTION = [{"role": "user", "content": "What is 2 + 2? Explain at length."}]
@@ -236,11 +237,16 @@ def test_a_key_is_asked_on_every_route_but_health(tmp_path):
 
 
 def test_an_open_address_without_a_key_is_refused(tmp_path, capsys):
-    from serve.__main__ import main
-
     assert main([str(write_bundle(tmp_path)), "--host", "0.0.0.0"]) == 2  # noqa: S104
     assert capsys.readouterr().err == (
         "error: --host 0.0.0.0 is open to others and needs --api-key\n"
+    )
+
+
+def test_a_draft_that_the_folder_lacks_is_refused(tmp_path, capsys):
+    assert main([str(write_bundle(tmp_path)), "--draft", "tiny"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --draft 'tiny' is no GGUF of the folder\nhint: there are '{NAME}'\n"
     )
 
 

@@ -111,6 +111,24 @@ def test_forced_words_are_read_and_the_limit_counts_what_was_written():
     assert whole(replies)[0] == "a"
 
 
+class Hasty(Scripted):
+    """Several characters a step, as with a draft."""
+
+    def step(self):
+        return [told for _ in range(3) for told in super(Hasty, self).step()]
+
+
+def test_what_a_step_said_beyond_the_budget_is_forgotten():
+    model = Hasty("<think>abcdefghi</think>4")
+    talks = Conversations(model)
+    talks.ask("x", asked(max_tokens=30, reasoning_budget=4))
+    replies = said(talks)["x"]
+    one = Conversations(Scripted("<think>abcdefghi</think>4"))
+    one.ask("x", asked(max_tokens=30, reasoning_budget=4))
+    assert whole(replies) == whole(said(one)["x"])
+    assert whole(replies)[0] == "abc"
+
+
 def test_waits_end_with_the_tokens():
     model = Scripted("<think>a</think>4")
     talks = Conversations(model)

@@ -1,0 +1,77 @@
+"""A small model guesses for a larger one: the same words sooner; another vocabulary is refused."""
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+from pipeline.recipe_files import find_recipe, load_recipe
+from serve.engines.llama_live import load_live
+from serve.errors import EngineError
+from serve.messages import Request, Sampling
+from serve.models import resolve_model
+from tests.e2e.serving import STUDENT
+
+TEACHER = load_recipe(find_recipe("smoke")).teacher
+BASE = resolve_model(STUDENT.model, STUDENT.sha256)
+# Far from any tie, so that the rounding of a batch cannot turn them.
+COUNTING = ("11, 12, 13, 14,", "51, 52, 53, 54,")
+DAYS = ("11, 12, 13, 14,", "Monday, Tuesday, Wednesday, Monday, Tuesday, Wednesday,")
+TOKENS = 40
+
+
+def apart(work, *arguments):
+    """In a process of its own: llama.cpp and torch must not share one."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def said(path, draft, prompts=COUNTING, temperature=0.0):
+    """(texts, steps) of all of them at once."""
+    live = load_live(path, 2, 256, 1, draft)
+    for prompt in prompts:
+        sampling = Sampling(max_tokens=TOKENS, temperature=temperature, seed=3)
+        live.admit(prompt, Request(key=prompt, messages=(), sampling=sampling, begun=prompt))
+    texts, going, steps = dict.fromkeys(prompts, ""), set(prompts), 0
+    while going:
+        steps += 1
+        for key, chunk in live.step():
+            texts[key] += chunk.text
+            if chunk.finish:
+                assert chunk.finish == "length"
+                going.discard(key)
+    live.close()
+    return list(texts.values()), steps
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.4])
+def test_a_draft_that_is_always_right_needs_a_fifth_of_the_steps(temperature):
+    alone, steps = apart(said, BASE, None, COUNTING, temperature)
+    helped, fewer = apart(said, BASE, str(BASE), COUNTING, temperature)
+    assert helped == alone
+    # One that reads the prompts and says a token, then five tokens each.
+    assert (steps, fewer) == (TOKENS, 1 + -(-(TOKENS - 1) // 5))
+
+
+def test_a_draft_that_errs_changes_no_word(smoke):
+    (student,) = (smoke.root / "10-bundle").glob("*.gguf")
+    alone, _ = apart(said, student, None, DAYS)
+    helped, steps = apart(said, student, str(BASE), DAYS)
+    assert helped == alone
+    assert 9 < steps < TOKENS
+
+
+def refused(path, draft):
+    try:
+        load_live(path, 2, 256, 1, draft)
+    except EngineError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_a_draft_of_another_vocabulary_is_refused():
+    teacher = resolve_model(TEACHER.model, TEACHER.sha256)
+    told = apart(refused, teacher, str(BASE))
+    assert told.startswith(
+        f"{BASE.name} cannot draft for {teacher.name}: their vocabularies differ"
+    )

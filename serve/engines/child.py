@@ -134,8 +134,10 @@ class ChildEngine:
     def _read(self) -> dict[str, Any]:
         assert self._child.stdout is not None
         watchdog = threading.Timer(self._silence_limit_s, self._give_up)
-        watchdog.start()
+        # An interrupt may come anywhere, and nobody should wait half an hour for a thread to end.
+        watchdog.daemon = True
         try:
+            watchdog.start()
             line = self._child.stdout.readline()
         finally:
             watchdog.cancel()

@@ -9,10 +9,11 @@ trace stores, answers depend on their company by rounding: no rows are padded.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from serve.engines.answer import Answer, check_length
 from serve.engines.llama_draft import Draft, Wanted
@@ -24,6 +25,8 @@ from serve.messages import Chunk, Message, Request
 
 # Prompt tokens a step while others are being answered: 64 double the time of a step of 8 rows.
 READ_BESIDE_TOKENS = 64
+# A pass over the weights costs as much as two or three rows of one.
+FILLED = 2
 # Copying another slot's beginning costs about as much as reading so many tokens.
 COPY_WORTH_TOKENS = 16
 
@@ -55,6 +58,14 @@ class _Talk:
     unread: list[int]
     told_characters: int = 0
     told_tokens: int = 0
+
+
+class _Part(NamedTuple):
+    """Ids that a slot reads in one step, and how many of the last ones say how it goes on."""
+
+    key: str
+    ids: list[int]
+    spoken: int
 
 
 class LlamaLive:
@@ -121,18 +132,22 @@ class LlamaLive:
         self._talks.pop(key, None)
 
     def step(self) -> list[tuple[str, Chunk]]:
-        rows, asked = self._rows()
-        if not rows:
+        parts = self._parts()
+        if not parts:
             return []
+        rows, begins = self._rows(parts)
         self._model.decode(rows)
-        for row in rows:
-            self._held[row.sequence].append(row.token)
+        for slot in {row.sequence for row in rows} - set(parts):
+            self._model.clear_sequence(slot, len(self._held[slot]))
         told: list[tuple[str, Chunk]] = []
-        for index, key, guess in asked:
-            talk = self._talks[key]
-            told += [(key, chunk) for chunk in self._take(talk, index, guess)]
+        for slot, part in parts.items():
+            self._held[slot] += part.ids
+            if not part.spoken:
+                continue
+            talk, guess = self._talks[part.key], part.ids[len(part.ids) - part.spoken + 1 :]
+            told += [(part.key, chunk) for chunk in self._take(talk, begins[slot], guess)]
             if talk.answer.finish:
-                del self._talks[key]
+                del self._talks[part.key]
         return told
 
     def _take(self, talk: _Talk, row: int, guess: Sequence[int]) -> Iterator[Chunk]:
@@ -172,32 +187,56 @@ class LlamaLive:
         room = self.context_tokens - talk.answer.prompt_tokens - written
         return min(self._draft_tokens, left - 1, room - 1)
 
-    def _rows(self) -> tuple[list[Row], list[tuple[int, str, list[int]]]]:
-        """The next batch, and which of its rows say how whose answer goes on, after what guess."""
-        rows: list[Row] = []
-        asked = []
+    def _parts(self) -> dict[int, _Part]:
+        """For every slot what it reads next: a token said and those guessed, or a part of a prompt.
+
+        Prompts have their turn in the order they came.
+        """
         speaking = [(key, talk) for key, talk in self._talks.items() if not talk.unread]
         guesses = self._guesses([talk for _, talk in speaking])
-        for (key, talk), guess in zip(speaking, guesses, strict=True):
-            asked.append((len(rows), key, guess))
-            first = len(self._held[talk.slot])
-            ids = (talk.answer.ids[-1], *guess)
-            rows += [Row(token, first + i, talk.slot, True) for i, token in enumerate(ids)]
-        room = READ_BESIDE_TOKENS if rows else DECODE_BATCH_TOKENS - len(rows)
+        parts = {
+            talk.slot: _Part(key, [talk.answer.ids[-1], *guess], 1 + len(guess))
+            for (key, talk), guess in zip(speaking, guesses, strict=True)
+        }
+        room = READ_BESIDE_TOKENS if parts else DECODE_BATCH_TOKENS
         for key, talk in self._talks.items():
-            part, talk.unread = talk.unread[:room], talk.unread[room:]
-            if not part:
+            ids, talk.unread = talk.unread[:room], talk.unread[room:]
+            room -= len(ids)
+            if ids:
+                parts[talk.slot] = _Part(key, ids, 0 if talk.unread else 1)
+        return parts
+
+    def _rows(self, parts: Mapping[int, _Part]) -> tuple[list[Row], dict[int, int]]:
+        """The next batch, and at which of its rows each slot's logits begin.
+
+        llama.cpp takes neighbouring slots in one pass, in rising order, and begins another at every
+        gap: a gap costs more than a row that nobody asked for.
+        """
+        rows: list[Row] = []
+        begins: dict[int, int] = {}
+        for slot in _without_gaps(parts):
+            first = len(self._held[slot])
+            if slot not in parts:
+                if first < self.context_tokens:
+                    rows.append(Row(0, first, slot, False))
                 continue
-            room -= len(part)
-            first = len(self._held[talk.slot])
-            last = len(part) - 1 if not talk.unread else -1
-            rows += [Row(t, first + i, talk.slot, i == last) for i, t in enumerate(part)]
-            if last >= 0:
-                asked.append((len(rows) - 1, key, []))
-        return rows, asked
+            ids, silent = parts[slot].ids, len(parts[slot].ids) - parts[slot].spoken
+            begins[slot] = len(rows) + silent
+            rows += [Row(t, first + i, slot, i >= silent) for i, t in enumerate(ids)]
+        return rows, begins
 
     def _decode(self, ids: Sequence[int]) -> str:
         return b"".join(map(self._piece, ids)).decode("utf-8", "replace")
+
+
+def _without_gaps(slots: Iterable[int]) -> list[int]:
+    """The slots in rising order, and those between two that are at most FILLED apart."""
+    filled: list[int] = []
+    for slot in sorted(slots):
+        if filled and slot - filled[-1] - 1 <= FILLED:
+            filled += range(filled[-1] + 1, slot)
+        filled.append(slot)
+    return filled
 
 
 def _news(talk: _Talk) -> Iterator[Chunk]:

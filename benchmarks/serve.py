@@ -3,9 +3,10 @@
     python -m benchmarks.serve BUNDLE --peer PEER/bin/python [--rounds 3]
 
 BUNDLE holds a GGUF student; PEER is an environment with the package xllamacpp. Rates are of plain
-continuations of problems of the default recipe, greedy, so that every token written is also told;
-times to the first token are of chats. Bare: the same prompts decoded by `llama_decode`, the most
-likely token taken by llama.cpp's own sampler, no text made. Rounds alternate; medians are printed.
+greedy continuations of a count, which nothing ends early. Times to the first token that is seen are
+of chats about problems of the default recipe: alone, beside four long answers, and beside four who
+ask such problems again and again. Bare: the same counts decoded by `llama_decode`, the most likely
+token taken by llama.cpp's own sampler, no text made. Rounds alternate; medians are printed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import asyncio
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ def questions(count: int) -> list[str]:
     each = -(-count // len(families))
     drawn = [family_problems(f.name, f.options, 20_261_123, each) for f in families]
     return [p.question for row in zip(*drawn, strict=True) for p in row][:count]
+
+
+def counting(count: int) -> list[str]:
+    """Beginnings that a language model goes on with for as long as it may."""
+    return [", ".join(str(10 * n + i) for i in range(3)) + "," for n in range(count)]
 
 
 @contextmanager
@@ -87,34 +93,42 @@ async def measure(base: str, entry: Entry, asked: Sequence[str]) -> dict[str, fl
         turns = [message.model_dump() for message in entry.messages(question)]
         return await answered(CHAT, {"messages": turns})
 
+    counts = counting(2 * SLOTS)
     await chatted("Warm up.")
-    alone = [await written(question) for question in asked[:SLOTS]]
+    alone = [await written(count) for count in counts[:SLOTS]]
     rate_alone = sum(a.tokens for a in alone) / sum(a.total_s for a in alone)
-    together = await asyncio.gather(*(written(q) for q in asked[SLOTS : 2 * SLOTS]))
+    together = await asyncio.gather(*(written(count) for count in counts[SLOTS:]))
     rate_together = sum(a.tokens for a in together) / max(a.total_s for a in together)
-    idle = [await chatted(question) for question in asked[2 * SLOTS :][:LATE_ASKERS]]
-    late = await _late(chatted, asked[2 * SLOTS + LATE_ASKERS :])
+    first, second, third = (asked[i * LATE_ASKERS :][:LATE_ASKERS] for i in range(3))
+    idle = [await chatted(question) for question in first]
+    beside = await _late(chatted, second, written, counts)
+    crowded = await _late(chatted, third, chatted, asked[3 * LATE_ASKERS :])
     return {
         "one stream, tokens/s after the first": statistics.median(a.tokens_per_s for a in alone),
         "one stream, tokens/s": rate_alone,
         f"{SLOTS} streams, tokens/s in all": rate_together,
         f"{SLOTS} streams over one": rate_together / rate_alone,
         "first token idle, p95 ms": 1000 * _p95([a.first_s for a in idle]),
-        f"first token beside {BESIDE}, p95 ms": 1000 * _p95([a.first_s for a in late]),
+        "first token beside 4 answers, p95 ms": 1000 * _p95([a.first_s for a in beside]),
+        "first token beside 4 askers, p95 ms": 1000 * _p95([a.first_s for a in crowded]),
     }
 
 
-async def _late(one: Any, asked: Sequence[str]) -> list[Answer]:
+Asking = Callable[[str], Awaitable[Answer]]
+
+
+async def _late(
+    one: Asking, asked: Sequence[str], other: Asking, others: Sequence[str]
+) -> list[Answer]:
     """Four who ask again and again, and beside them the one whose waiting counts."""
-    others = list(asked[LATE_ASKERS:])
 
     async def busy(start: int) -> None:
         for turn in range(10**6):
-            await one(others[(start + BESIDE * turn) % len(others)])
+            await other(others[(start + BESIDE * turn) % len(others)])
 
     crowd = [asyncio.create_task(busy(start)) for start in range(BESIDE)]
     await asyncio.sleep(1.0)
-    late = [await one(question) for question in asked[:LATE_ASKERS]]
+    late = [await one(question) for question in asked]
     for task in crowd:
         task.cancel()
     await asyncio.gather(*crowd, return_exceptions=True)
@@ -136,9 +150,9 @@ def main() -> None:
     print(f"{entry.name}, {cores()} threads, {SLOTS} slots, answers of {ANSWER_TOKENS} tokens")
     found: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
     bare = []
-    asked = questions(2 * SLOTS + 2 * LATE_ASKERS + 32)
+    asked = questions(3 * LATE_ASKERS + 32)
     for _ in range(options.rounds):
-        bare.append(bare_rate(entry.path(), asked[:SLOTS], CONTEXT_TOKENS, ANSWER_TOKENS))
+        bare.append(bare_rate(entry.path(), counting(SLOTS), CONTEXT_TOKENS, ANSWER_TOKENS))
         with ours(options.bundle, entry) as base:
             found["ours"].append(asyncio.run(measure(base, entry, asked)))
         if options.peer:

@@ -37,7 +37,7 @@ class Draft:
         self._model = LlamaModel(path, slots, large.context_tokens, threads)
         self._held: list[list[int]] = [[] for _ in range(slots)]
         try:
-            _check_vocabulary(self._model, large)
+            _check_pair(self._model, large)
         except EngineError:
             self._model.close()
             raise
@@ -92,8 +92,11 @@ class Draft:
         return ends
 
 
-def _check_vocabulary(small: LlamaModel, large: LlamaModel) -> None:
-    """Raises EngineError unless every id is the same token in both."""
+def _check_pair(small: LlamaModel, large: LlamaModel) -> None:
+    """Raises EngineError unless every id is the same token in both, and guesses can be undone."""
+    for model in (small, large):
+        if not model.forgets():
+            raise EngineError(f"{model.path.name} has recurrent layers: no draft can be taken back")
     count = small.vocabulary_size
     differs = next(
         (i for i in range(count) if small.piece(i, special=True) != large.piece(i, special=True)),

@@ -119,8 +119,7 @@ class LlamaLive:
             raise EngineError(f"an empty prompt cannot be answered ({self.name})")
         check_length(len(ids), self.context_tokens, self.name, request)
         slot, known = self._place(ids)
-        self._model.clear_sequence(slot, known)
-        del self._held[slot][known:]
+        known = self._keep(slot, known)
         self._talks[key] = _Talk(slot, Answer(request, len(ids), self._decode), ids[known:])
         return len(ids)
 
@@ -139,6 +138,14 @@ class LlamaLive:
             return slot, known[source]
         return slot, known[slot]
 
+    def _keep(self, slot: int, count: int) -> int:
+        """Have a slot hold its first `count` ids, or none where it cannot forget a part."""
+        if not self._model.clear_sequence(slot, count):
+            self._model.clear_sequence(slot)
+            count = 0
+        del self._held[slot][count:]
+        return count
+
     def cancel(self, key: str) -> None:
         self._talks.pop(key, None)
 
@@ -149,7 +156,7 @@ class LlamaLive:
         rows, begins = self._rows(parts)
         self._model.decode(rows)
         for slot in {row.sequence for row in rows} - set(parts):
-            self._model.clear_sequence(slot, len(self._held[slot]))
+            self._keep(slot, len(self._held[slot]))
         told: list[tuple[str, Chunk]] = []
         for slot, part in parts.items():
             self._held[slot] += part.ids
@@ -173,8 +180,7 @@ class LlamaLive:
                 break
         wrong = len(guess) - right
         if wrong:
-            del self._held[talk.slot][-wrong:]
-            self._model.clear_sequence(talk.slot, len(self._held[talk.slot]))
+            self._keep(talk.slot, len(self._held[talk.slot]) - wrong)
 
     def _guesses(self, talks: Sequence[_Talk]) -> list[list[int]]:
         if self._draft is None:

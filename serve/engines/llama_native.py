@@ -140,8 +140,14 @@ class LlamaModel:
     def copy_sequence(self, source: int, target: int) -> None:
         native.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
-    def clear_sequence(self, sequence: int, first_position: int = 0) -> None:
-        native.llama_memory_seq_rm(self._memory, sequence, first_position, -1)
+    def clear_sequence(self, sequence: int, first_position: int = 0) -> bool:
+        """False where a model with recurrent layers cannot forget only a part."""
+        return bool(native.llama_memory_seq_rm(self._memory, sequence, first_position, -1))
+
+    def forgets(self) -> bool:
+        """Whether the last tokens of a sequence can be taken back."""
+        recurrent = native.llama_model_is_recurrent(self._model)
+        return not (recurrent or native.llama_model_is_hybrid(self._model))
 
 
 def last_log_line() -> str:

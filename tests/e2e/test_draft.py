@@ -75,3 +75,26 @@ def test_a_draft_of_another_vocabulary_is_refused():
     assert told.startswith(
         f"{BASE.name} cannot draft for {teacher.name}: their vocabularies differ"
     )
+
+
+def said_in_turn(partly):
+    """Two questions that begin alike, one after the other, where a part can be forgotten or not."""
+    live = load_live(BASE, 3, 256, 1)
+    clear = live._model.clear_sequence
+    if not partly:
+        live._model.clear_sequence = lambda slot, first=0: first == 0 and clear(slot)
+    texts = []
+    for _ in range(2):
+        for prompt in COUNTING:
+            sampling = Sampling(max_tokens=12)
+            live.admit(prompt, Request(key=prompt, messages=(), sampling=sampling, begun=prompt))
+            text = ""
+            while live.free() < 3:
+                text += "".join(chunk.text for _, chunk in live.step())
+            texts.append(text)
+    live.close()
+    return texts
+
+
+def test_a_model_that_cannot_forget_a_part_reads_again():
+    assert apart(said_in_turn, False) == apart(said_in_turn, True)

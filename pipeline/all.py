@@ -126,7 +126,7 @@ def plan(run: RunDir, recipe: Recipe) -> list[tuple[Stage, str]]:
 def execute(run: RunDir, recipe: Recipe, progress: Progress, until: str | None = None) -> None:
     """Do every stage that is not proven done, in order; `until`: the last one that is wanted."""
     proven: dict[str, Manifest] = {}
-    context = Context(seed=recipe.run.seed, progress=progress)
+    context = Context(seed=recipe.run.seed, progress=progress, scale=recipe.scale)
     if recipe.teacher.engine != "http":
         check_reference(recipe.teacher.model)
     check_reference(recipe.student.model)

@@ -79,7 +79,8 @@ def compare(root: Path, progress: Progress) -> dict[str, Any]:
         more = sum(1 for _ in train) - before
         if more <= 0:
             raise DataError(f"{root}: its sources have no further problems to train on")
-        judged = _asked(rival.root, root, recipe, Context(recipe.run.seed, progress))
+        context = Context(recipe.run.seed, progress, scale=recipe.scale)
+        judged = _asked(rival.root, root, recipe, context)
     found = _verdict(judged, root) | {
         "seconds": seconds,
         "more_problems": more,

@@ -7,7 +7,8 @@ from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.asking import Answer, batches_of, with_openings
+from pipeline.asking import Answer
+from pipeline.batches import batches_of, with_openings
 from pipeline.attempts import Attempt
 from pipeline.methods.graded import text_for_teacher
 from pipeline.on_policy_options import OnPolicyOptions

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.on_policy_options import OnPolicyOptions
+from pipeline.scale_options import ScaleOptions
 from serve.messages import Record
 from serve.reasoning import TagsName
 
@@ -256,6 +257,7 @@ class Recipe(Record):
     onnx: OnnxOptions = OnnxOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
     gate: GateOptions = GateOptions()
+    scale: ScaleOptions = ScaleOptions()
 
     @property
     def asked_student(self) -> StudentOptions:

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pipeline.memory import give_back_memory
 from pipeline.progress import Progress
 from pipeline.records import content_key
+from pipeline.scale_options import ScaleOptions
 from pipeline.stopwatch import Stopwatch
 from pipeline.store import write_json
 from serve.errors import BusyRun, DiskError, RetortError
@@ -59,6 +60,7 @@ class Context:
     seed: int
     progress: Progress
     log: logging.Logger = log
+    scale: ScaleOptions = field(default_factory=ScaleOptions)
 
 
 class StageModule(Protocol):

@@ -36,8 +36,10 @@ def has_cuda() -> bool:
 
 
 def cores() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Processors this process may use: those it is bound to, of which OMP_NUM_THREADS at most."""
+    bound = len(os.sched_getaffinity(0))
+    wish = os.environ.get("OMP_NUM_THREADS", "")
+    return min(bound, int(wish)) if wish.isdigit() and int(wish) else bound
 
 
 @cache

@@ -11,7 +11,6 @@ because llama.cpp's matrix kernels round differently for the last `rows % 4` row
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from serve.engines.prefixes import Prompt, Prompts, by_lead
 from serve.engines.sampling import pick_token
 from serve.engines.scoring import Grader, scores_of
 from serve.errors import EngineError
+from serve.hardware import cores
 from serve.messages import Chunk, Completion, Grade, Message, Request, TokenScores
 
 # Row counts a step may have: kernels treat rows in groups of four and sixteen.
@@ -45,7 +45,7 @@ def load(
     prefixes: int = 1,
 ) -> LlamaCppEngine:
     """Open a GGUF with `slots` sequences answered at a time, and that many prefixes kept."""
-    return LlamaCppEngine(path, slots, context_tokens, threads or os.cpu_count() or 1, prefixes)
+    return LlamaCppEngine(path, slots, context_tokens, threads or cores(), prefixes)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,6 @@ trace stores, answers depend on their company by rounding: no rows are padded.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +20,7 @@ from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
 from serve.engines.prefixes import common_length
 from serve.engines.sampling import pick_token
 from serve.errors import EngineError
+from serve.hardware import cores
 from serve.messages import Chunk, Message, Request
 
 # Prompt tokens a step while others are being answered: 64 double the time of a step of 8 rows.
@@ -46,7 +46,7 @@ def load_live(
 
     `draft`: another GGUF, of the same vocabulary, which guesses `draft_tokens` ahead.
     """
-    live = LlamaLive(path, slots, context_tokens, threads or os.cpu_count() or 1)
+    live = LlamaLive(path, slots, context_tokens, threads or cores())
     if draft is not None:
         live.guess_with(Path(draft), draft_tokens)
     return live

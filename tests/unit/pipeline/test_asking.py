@@ -2,7 +2,8 @@
 
 import logging
 
-from pipeline.asking import Answer, ask, with_openings
+from pipeline.asking import Answer, ask
+from pipeline.batches import with_openings
 from pipeline.progress import Progress
 from pipeline.run import Context
 from pipeline.store import write_records

@@ -1,0 +1,152 @@
+"""Requests over the actors of a Ray cluster, an engine each; the answers one by one, back here.
+
+Ray Data owns the actors: it starts them, hands each its shares, starts lost ones again where there
+is room. An answer is back the moment it is written, so that an actor or a node that is lost costs
+what it was writing and nothing else: the keys still missing after a pass are asked in another.
+
+Every node sees the project and the run folder at the same paths.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.batches import batches_of, shares_of
+from pipeline.scale_options import ScaleOptions
+from serve.engines.base import Engine
+from serve.errors import EngineError, RetortError, UsageError
+from serve.messages import Completion, Request
+
+log = logging.getLogger("retort")
+
+# The share an actor works on, and the one that waits for it there.
+SHARES_PER_ACTOR = 2
+
+
+def spread(
+    open_engine: Callable[[], Engine],
+    requests: Sequence[Request],
+    missing: Collection[str],
+    scale: ScaleOptions,
+) -> Iterator[tuple[str, Completion]]:
+    """Answers to the `missing` of `requests` in the order they come; `open_engine` runs in every
+    actor. A request answered in a block with its neighbours may come twice, with the same answer.
+
+    Raises EngineError with the reason when an engine cannot answer, or when a whole pass over what
+    is missing brought nothing.
+    """
+    left = set(missing)
+    with _cluster(scale):
+        while left:
+            before = len(left)
+            for key, completion in _one_pass(open_engine, requests, left, scale):
+                yield key, completion
+                left.discard(key)
+            if len(left) == before:
+                raise EngineError(
+                    f"{before} requests were lost with their actors, and none was answered",
+                    hint="see the cluster's own logs for why its processes end",
+                )
+            if left:
+                log.warning("%d answers were lost with their actors, asking again", len(left))
+
+
+def _one_pass(
+    open_engine: Callable[[], Engine],
+    requests: Sequence[Request],
+    missing: Collection[str],
+    scale: ScaleOptions,
+) -> Iterator[tuple[str, Completion]]:
+    """Answers until no actor holds a share; those of lost actors are missing."""
+    import ray
+
+    shares = [
+        {"share": json.dumps([r.model_dump(mode="json") for r in share]), "wanted": wanted}
+        for share, wanted in shares_of(requests, missing, scale.batch_requests)
+    ]
+    found = ray.data.from_items(shares, override_num_blocks=len(shares)).flat_map(
+        Answering,
+        fn_constructor_args=(open_engine, os.getcwd()),
+        compute=ray.data.ActorPoolStrategy(
+            size=min(scale.actors, len(shares)), max_tasks_in_flight_per_actor=SHARES_PER_ACTOR
+        ),
+        num_cpus=scale.cpus_per_actor,
+        num_gpus=scale.gpus_per_actor,
+        # A task that Ray repeats would write again what is here already.
+        max_task_retries=0,
+    )
+    for row in found.iter_rows():
+        if row["error"]:
+            raise EngineError(row["error"], hint=row["hint"] or None)
+        yield row["key"], Completion.model_validate_json(row["completion"])
+
+
+class Answering:
+    """What an actor does: it opens the engine once and answers shares."""
+
+    def __init__(self, open_engine: Callable[[], Engine], folder: str) -> None:
+        os.chdir(folder)  # paths in recipes are relative to where the run was started
+        self._open = open_engine
+        self._engine: Engine | None = None
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, str]]:
+        share = [Request.model_validate(r) for r in json.loads(row["share"])]
+        wanted = set(row["wanted"])
+        try:
+            if self._engine is None:
+                self._engine = self._open()
+            for batch in batches_of(self._engine, share, wanted):
+                for key, completion in self._engine.generate(batch):
+                    yield _row(key=key, completion=completion.model_dump_json())
+        except RetortError as error:
+            yield _row(error=str(error.args[0]), hint=error.hint or "")
+
+
+def _row(**given: str) -> dict[str, str]:
+    return {"key": "", "completion": "", "error": "", "hint": ""} | given
+
+
+@contextmanager
+def _cluster(scale: ScaleOptions) -> Iterator[None]:
+    """Connected to the recipe's cluster, or to one of this process's own for as long as needed."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise UsageError(
+            'package ray is not installed, which scale.executor = "ray" needs',
+            hint="pip install 'retort[ray]'",
+        ) from None
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(
+            address=scale.address or "local",
+            include_dashboard=None if scale.address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise EngineError(
+            f"no Ray cluster at {scale.address}: {error}", hint="start it with `ray start --head`"
+        ) from error
+    try:
+        for number, handler in handlers.items():  # Ray puts one of its own in place
+            signal.signal(number, handler)
+        _settings(ray.data.DataContext.get_current())
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _settings(context: Any) -> None:
+    context.target_max_block_size = 1  # a block an answer: it comes back when it is written
+    context.max_errored_blocks = -1  # shares of lost actors, asked again
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

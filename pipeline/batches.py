@@ -1,0 +1,57 @@
+"""Which requests are answered together, the same ones however often a run is resumed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from os.path import commonprefix
+
+from serve.engines.base import Engine
+from serve.engines.prefixes import by_lead
+from serve.messages import Message, Request
+
+
+def with_openings(requests: Sequence[Request]) -> list[Request]:
+    """Each request with the whole words that all last messages after its leading ones begin with.
+
+    Taken over everything a stage asks, answered or not, so that a resumed run cuts alike.
+    """
+    questions: defaultdict[tuple[Message, ...], list[str]] = defaultdict(list)
+    for request in requests:
+        questions[request.messages[:-1]].append(request.messages[-1].content)
+    shared = {lead: commonprefix(texts) for lead, texts in questions.items()}  # noqa: RUF071
+    openings = {lead: text[: text.rfind(" ") + 1] for lead, text in shared.items()}
+    return [r.model_copy(update={"opening": openings[r.messages[:-1]]}) for r in requests]
+
+
+def batches_of(
+    engine: Engine, requests: Sequence[Request], missing: Collection[str]
+) -> Iterator[Sequence[Request]]:
+    """Everything at once where answers do not depend on their neighbours; else whole fixed blocks.
+
+    A block is cut from all requests, so that a resumed run answers in the company the first one
+    had.
+    """
+    if engine.batch_invariant:
+        yield [r for r in requests if r.key in missing]
+        return
+    ordered = sorted(requests, key=lambda r: r.key)
+    for start in range(0, len(ordered), engine.block):
+        block = ordered[start : start + engine.block]
+        if any(r.key in missing for r in block):
+            yield block
+
+
+def shares_of(
+    requests: Sequence[Request], missing: Collection[str], size: int
+) -> Iterator[tuple[Sequence[Request], list[str]]]:
+    """Shares of `size` requests with something missing, and which of each are missing.
+
+    Cut from all requests; those that share their leading turns stay together.
+    """
+    ordered = sorted(requests, key=lambda r: (by_lead(r.messages), r.key))
+    for start in range(0, len(ordered), size):
+        share = ordered[start : start + size]
+        wanted = [r.key for r in share if r.key in missing]
+        if wanted:
+            yield share, wanted

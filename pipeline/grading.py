@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 
 from pipeline.asking import Answer
-from pipeline.batches import batches_of, with_openings
 from pipeline.attempts import Attempt
+from pipeline.batches import batches_of, with_openings
 from pipeline.methods.graded import text_for_teacher
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.prompts import teacher_messages

@@ -273,3 +273,9 @@ class Recipe(Record):
         if wanted.method != "none" and self.student.tags != "think":
             raise ValueError(f"practice reads <think> tags only, not {self.student.tags}")
         return self
+
+    @model_validator(mode="after")
+    def _one_process_counts_a_budget(self) -> Recipe:
+        if self.scale.executor == "ray" and self.teacher.token_budget is not None:
+            raise ValueError("teacher.token_budget is counted by one process: scale.executor local")
+        return self

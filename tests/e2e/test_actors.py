@@ -1,0 +1,108 @@
+"""Real engines as actors of a Ray cluster of two nodes, one of which is killed on the way."""
+
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from pipeline.asking import Answer, ask
+from pipeline.progress import Progress
+from pipeline.recipe_files import find_recipe, load_recipe
+from pipeline.run import Context
+from pipeline.scale_options import ScaleOptions
+from pipeline.store import read_records
+from serve.engines.child import load_in_child
+from serve.errors import EngineError
+from serve.messages import Message, Request, Sampling
+from serve.models import resolve_model
+
+RECIPE = load_recipe(find_recipe("smoke"))
+REQUESTS = [
+    Request(
+        key=f"{a:03}",
+        messages=(
+            Message(role="system", content="Answer briefly."),
+            Message(role="user", content=f"What is {a} plus {a + 3}?"),
+        ),
+        sampling=Sampling(temperature=1.0, seed=a, max_tokens=32),
+    )
+    for a in range(64)
+]
+
+
+@pytest.fixture(scope="module")
+def open_student():
+    path = resolve_model(RECIPE.student.model, RECIPE.student.sha256)
+    return partial(load_in_child, "llama.cpp", path=path, slots=4, context_tokens=256, threads=1)
+
+
+@pytest.fixture(scope="module")
+def unspread(open_student, tmp_path_factory):
+    """What one engine in this process's own child says."""
+    log = tmp_path_factory.mktemp("unspread") / "answers.jsonl"
+    return ask(open_student, REQUESTS, log, "one engine", Context(0, Progress()))
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    nodes.second = nodes.add_node(num_cpus=1)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def over(cluster) -> Context:
+    scale = ScaleOptions(executor="ray", address=cluster.address, actors=2, batch_requests=8)
+    return Context(0, Progress(), scale=scale)
+
+
+class Killing(Progress):
+    """Takes a node away when so many answers are there."""
+
+    def __init__(self, cluster, after: int) -> None:
+        super().__init__()
+        self.cluster, self.left = cluster, after
+
+    @contextmanager
+    def bar(self, label, total):
+        with super().bar(label, total) as shown:
+            advance = shown.advance
+
+            def counted(count: int = 1) -> None:
+                advance(count)
+                self.left -= count
+                if self.left == 0:
+                    self.cluster.remove_node(self.cluster.second, allow_graceful=False)
+
+            shown.advance = counted
+            yield shown
+
+
+def test_a_lost_node_costs_what_it_was_answering_and_nothing_is_doubled(
+    cluster, open_student, unspread, tmp_path
+):
+    log = tmp_path / "answers.jsonl"
+    killing = Killing(cluster, after=20)
+    context = Context(0, killing, scale=over(cluster).scale)
+    assert ask(open_student, REQUESTS, log, "two actors", context) == unspread
+    assert killing.left == 20 - len(REQUESTS)
+    assert sorted(a.key for a in read_records(log, Answer)) == [r.key for r in REQUESTS]
+
+
+def test_the_reason_an_engine_cannot_answer_reaches_the_user(cluster, tmp_path):
+    broken = partial(load_in_child, "llama.cpp", path=tmp_path / "none.gguf", slots=1)
+    with pytest.raises(EngineError, match=r"none\.gguf"):
+        ask(broken, REQUESTS, tmp_path / "answers.jsonl", "two actors", over(cluster))
+
+
+def test_a_cluster_that_is_not_there_is_named(open_student, tmp_path):
+    scale = ScaleOptions(executor="ray", address="127.0.0.1:1", actors=2)
+    context = Context(0, Progress(), scale=scale)
+    with pytest.raises(EngineError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
+        ask(open_student, REQUESTS, tmp_path / "answers.jsonl", "two actors", context)

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,7 @@ log = logging.getLogger("retort")
 
 # The share an actor works on, and the one that waits for it there.
 SHARES_PER_ACTOR = 2
+REACHED_WITHIN_S = 10.0
 
 
 def spread(
@@ -124,6 +126,7 @@ def _cluster(scale: ScaleOptions) -> Iterator[None]:
             'package ray is not installed, which scale.executor = "ray" needs',
             hint="pip install 'retort[ray]'",
         ) from None
+    _check_reachable(scale.address)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(
@@ -133,9 +136,7 @@ def _cluster(scale: ScaleOptions) -> Iterator[None]:
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise EngineError(
-            f"no Ray cluster at {scale.address}: {error}", hint="start it with `ray start --head`"
-        ) from error
+        raise _no_cluster(scale.address, error) from error
     try:
         for number, handler in handlers.items():  # Ray puts one of its own in place
             signal.signal(number, handler)
@@ -143,6 +144,23 @@ def _cluster(scale: ScaleOptions) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Ray itself tries for minutes before it says so."""
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or not port.isdigit():  # auto, or ray://…: not a place to knock at
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACHED_WITHIN_S).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> EngineError:
+    return EngineError(
+        f"no Ray cluster at {address}: {error}", hint="start it with `ray start --head`"
+    )
 
 
 def _settings(context: Any) -> None:

@@ -69,6 +69,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     trained = ("04-sft", "05-on-policy") if practice else ("04-sft",)
     files = ("06-gguf", "07-onnx")
     hard = ("03-references",) if r.curate.select == "s1" else ()
+    items = ("01-problems",) if r.curate.decontaminate else ()
     general = ("02-general",) if r.general.wanted else ()
     known = ("02-traces", "03-curated", *general)
     everything = ("01-problems", *known, "04-examples", *trained, *files)
@@ -77,7 +78,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         Stage("02-traces", collect, traces, ("01-problems",)),
         *([Stage(general[0], general_data, (r.teacher, r.general), ())] if general else []),
         *([Stage(hard[0], references, examination, ("02-traces",))] if hard else []),
-        Stage("03-curated", curate, r.curate, ("02-traces", *hard)),
+        Stage("03-curated", curate, r.curate, ("02-traces", *items, *hard)),
         Stage("04-examples", examples, supervision, known),
         Stage("04-sft", sft, training, ("04-examples",)),
         *(

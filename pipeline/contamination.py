@@ -53,7 +53,7 @@ class _Index:
         self.length = length
         self.texts: defaultdict[Tokens, list[int]] = defaultdict(list)
         self.counts: list[int] = []
-        own = [set(_ngrams(_tokens(t.text), length)) for t in texts]
+        own = [set(ngrams(tokens_of(t.text), length)) for t in texts]
         spread = Counter(gram for grams in own for gram in grams)
         for index, grams in enumerate(own):
             rare = [gram for gram in grams if spread[gram] <= TEMPLATE_TEXTS]
@@ -64,7 +64,7 @@ class _Index:
 
     def shared(self, tokens: Tokens) -> tuple[Counter[int], int]:
         """Training text -> n-grams it shares with `tokens`; and how many of those count."""
-        grams = {gram for gram in _ngrams(tokens, self.length) if gram not in self.templates}
+        grams = {gram for gram in ngrams(tokens, self.length) if gram not in self.templates}
         return Counter(i for gram in grams for i in self.texts.get(gram, ())), len(grams)
 
 
@@ -88,13 +88,13 @@ def _of_item(
     runs: Mapping[int, _Index],
     shingles: _Index,
 ) -> Iterator[Overlap]:
-    tokens = _tokens(problem.question)
+    tokens = tokens_of(problem.question)
     base = {"suite": suite, "item": problem.key}
     for length, index in runs.items():
         shared, _ = index.shared(tokens)
         if shared:
             text = texts[_most(shared)]
-            matched = " ".join(_longest_run(tokens, _tokens(text.text)))
+            matched = " ".join(_longest_run(tokens, tokens_of(text.text)))
             kind = f"{length}-gram"
             yield Overlap.model_validate(
                 {**base, "kind": kind, "where": text.where, "source": text.key, "matched": matched}
@@ -134,12 +134,12 @@ def _longest_run(first: Tokens, second: Tokens) -> Tokens:
     return first[start : start + length]
 
 
-def _tokens(text: str) -> Tokens:
+def tokens_of(text: str) -> Tokens:
     return tuple(re.findall(r"\w+|[^\w\s]", text.casefold()))
 
 
-def _ngrams(tokens: Tokens, length: int) -> Iterator[Tokens]:
-    return (tokens[i : i + length] for i in range(len(tokens) - length + 1))
+def ngrams(tokens: Tokens, length: int) -> Iterator[Tokens]:
+    return zip(*(tokens[start:] for start in range(length)), strict=False)
 
 
 def cleaned(right: Mapping[str, bool], flagged: Collection[str]) -> dict[str, Any]:

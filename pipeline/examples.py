@@ -7,8 +7,9 @@ whether it stays) where the view measures that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,10 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
 
     tokenizer = AutoTokenizer.from_pretrained(student_checkpoint(student), local_files_only=True)
     length = partial(supervised_tokens, tokenizer=tokenizer)
-    kept = _drawn(list(read_records(inputs["03-curated"] / "kept.jsonl", Trace)), options, context)
+    kept = _drawn(read_records(inputs["03-curated"] / "kept.jsonl", Trace), options, context)
     steps = _steps(kept, config, out, context) if options.view == "steps" else {}
-    material = Material(kept, student, options, length, _wrong(kept, inputs), steps)
+    wrong = _wrong(kept, inputs) if options.view == "errors" else []
+    material = Material(kept, student, options, length, wrong, steps)
     made = sorted(VIEWS[options.view](material), key=lambda e: e.key)
     reasoned = _within(made, options, length, context)
     beside = _general(inputs, general, len(reasoned), context) if general.wanted else []
@@ -58,10 +60,13 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     }
 
 
-def _drawn(kept: list[Trace], options: SuperviseOptions, context: Context) -> list[Trace]:
+def _drawn(kept: Iterable[Trace], options: SuperviseOptions, context: Context) -> list[Trace]:
     """`traces` of them, the same whatever the view; a larger draw holds every smaller one."""
-    order = sorted(kept, key=lambda t: content_key(context.seed, "04-examples", t.key))
-    return sorted(order[: options.traces], key=lambda t: t.key)
+    if options.traces is not None:
+        kept = nsmallest(
+            options.traces, kept, key=lambda t: content_key(context.seed, "04-examples", t.key)
+        )
+    return sorted(kept, key=lambda t: t.key)
 
 
 def _wrong(kept: Sequence[Trace], inputs: Mapping[str, Path]) -> list[Trace]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any, NamedTuple
 
-from pipeline.curate import similarity
+from pipeline.quality import similarity
 from pipeline.supervise import reasoning_of
 from quant.stats import wilson
 from serve.messages import Completion

@@ -5,6 +5,7 @@ Every field has a bound and a sentence with its unit; the default is the setting
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -96,6 +97,11 @@ class CurateOptions(Record):
         "all", description="s1: difficult and diverse ones, see pipeline/selection.py"
     )
     select_traces: int = Field(1000, ge=1, description="s1: how many")
+    decontaminate: bool = Field(
+        False,
+        exclude_if=operator.not_,  # what is off is in no fingerprint
+        description="drop traces that share 13 tokens in a row with an evaluation item",
+    )
 
 
 class GeneralSet(Record):

@@ -20,7 +20,7 @@ from pipeline.gate_table import gate_cells, reasons
 from pipeline.ladder_table import ladder_cells
 from pipeline.ledger import compared, ledger, manifest_of
 from pipeline.model_card import model_card
-from pipeline.page import Practice, page
+from pipeline.page import SHOWN_TRACES, Practice, page
 from pipeline.page_practice import ledger_cells
 from pipeline.recipe import Recipe
 from pipeline.records import Trace
@@ -42,7 +42,7 @@ def run(config: Recipe, inputs: Mapping[str, Path], out: Path, context: Context)
         json.loads(line)
         for line in (inputs["04-sft"] / "losses.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    traces = list(read_records(inputs["02-traces"] / "traces.jsonl", Trace))
+    traces = _shown(inputs["02-traces"] / "traces.jsonl")
     gate = json.loads((inputs["09-gate"] / "gate.json").read_text(encoding="utf-8"))
     practice = _practice(config, inputs, out)
     write_json(out / "ledger.json", practice.ledger)
@@ -53,6 +53,20 @@ def run(config: Recipe, inputs: Mapping[str, Path], out: Path, context: Context)
     speakers = run_catalogue(config, inputs, gate["chosen"]["name"])
     write_json(out / "chat.json", {"speakers": speakers})
     return {"rungs": len(ladder["rows"])}
+
+
+def _shown(path: Path) -> list[Trace]:
+    """The first few right and wrong traces; no more of the file is read than that takes."""
+    left = {True: SHOWN_TRACES, False: SHOWN_TRACES}
+    shown = []
+    for trace in read_records(path, Trace):
+        passed = trace.verdict.passed
+        if passed is not None and left[passed]:
+            left[passed] -= 1
+            shown.append(trace)
+        if not any(left.values()):
+            break
+    return shown
 
 
 def _practice(config: Recipe, inputs: Mapping[str, Path], root: Path) -> Practice:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,24 +26,41 @@ AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Replace `path` whole or not at all: temporary file, fsync, rename, fsync the folder.
+    """Replace `path` whole or not at all.
 
     Raises DiskError naming the path and the bytes that did not fit; the old file stays.
     """
     raw = content.encode("utf-8") if isinstance(content, str) else content
+    with replacing(path, len(raw)) as file:
+        file.write(raw)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, size_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends well, and leaves no trace else.
+
+    Temporary file, fsync, rename, fsync the folder. Raises DiskError naming the path and
+    `size_bytes`, or how far it came.
+    """
     temporary = path.with_name(f".{path.name}.partial")
+    came_bytes = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            finally:
+                came_bytes = file.tell()
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
+        size = came_bytes if size_bytes is None else size_bytes
+        raise DiskError(f"cannot write {size} bytes to {path}: {error.strerror}") from error
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise DiskError(f"cannot write {len(raw)} bytes to {path}: {error.strerror}") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -64,7 +81,10 @@ def record_line(record: BaseModel) -> str:
 
 
 def write_records(path: Path, records: Iterable[AnyRecord]) -> None:
-    write_file(path, "".join(record_line(r) for r in records))
+    """Replace a JSONL file whole or not at all, holding one record at a time."""
+    with replacing(path) as file:
+        for record in records:
+            file.write(record_line(record).encode("utf-8"))
 
 
 def read_records(path: Path, kind: type[AnyRecord]) -> Iterator[AnyRecord]:
@@ -77,7 +97,7 @@ def read_records(path: Path, kind: type[AnyRecord]) -> Iterator[AnyRecord]:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
-def parse_record(line: str, kind: type[AnyRecord], place: str) -> AnyRecord:
+def parse_record(line: str | bytes, kind: type[AnyRecord], place: str) -> AnyRecord:
     try:
         return kind.model_validate_json(line)
     except ValidationError as error:

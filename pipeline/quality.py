@@ -1,0 +1,130 @@
+"""Why a trace is not worth learning from: what it says by itself, and what was chosen before it.
+
+Pure functions of one trace, and of the traces of one problem in order; `pipeline/curate.py` brings
+them together.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, get_args
+
+from pipeline.recipe import CurateOptions
+from pipeline.records import Trace
+from serve.messages import Record
+
+Drop = Literal[
+    "wrong",
+    "no_answer",
+    "truncated",
+    "not_scored",
+    "too_short",
+    "too_long",
+    "no_reasoning",
+    "foreign_script",
+    "repeats_itself",
+    "contaminated",
+    "duplicate",
+    "near_duplicate",
+    "over_quota",
+    "easy",
+    "not_drawn",
+]
+DROPS: tuple[Drop, ...] = get_args(Drop)
+
+# A trace that says the same line this often is a loop, not an argument.
+REPEATED_LINE_LIMIT = 4
+SHINGLE_CHARACTERS = 5
+# Greek is mathematics, not a language.
+MATHEMATICS = ("GREEK", "DOUBLE-STRUCK", "MATHEMATICAL", "SCRIPT", "SUPERSCRIPT")
+
+
+class Dropped(Record):
+    key: str
+    family: str
+    reason: Drop
+
+
+def own_reason(trace: Trace, reasoning: str, config: CurateOptions) -> Drop | None:
+    """Why `trace` is dropped whatever else there is; `reasoning` is its own."""
+    if config.keep == "everything":
+        return None
+    verdict, completion = trace.verdict, trace.completion
+    if verdict.reason == "truncated":
+        return "truncated"
+    if verdict.reason == "no_answer":
+        return "no_answer"
+    if config.keep == "correct" and not verdict.passed:
+        return "not_scored" if verdict.passed is None else "wrong"
+    if completion.completion_tokens < config.min_tokens:
+        return "too_short"
+    if completion.completion_tokens > config.max_tokens:
+        return "too_long"
+    if not reasoning:
+        return "no_reasoning"
+    if foreign_letters(completion.text, config.scripts):
+        return "foreign_script"
+    lines = Counter(line.strip() for line in reasoning.splitlines() if line.strip())
+    if max(lines.values()) >= REPEATED_LINE_LIMIT:
+        return "repeats_itself"
+    return None
+
+
+class Chosen:
+    """What was kept of one problem so far; `full` when it may have no more."""
+
+    def __init__(self, config: CurateOptions) -> None:
+        self._config = config
+        self._kept: dict[str, set[str]] = {}
+
+    @property
+    def full(self) -> bool:
+        return len(self._kept) >= self._config.per_problem
+
+    def refusal(self, reasoning: str) -> Drop | None:
+        """Why this reasoning adds nothing. None: it does, and is one of the chosen now."""
+        if reasoning in self._kept:
+            return "duplicate"
+        own = _shingles(reasoning)
+        if any(_alike(own, other, self._config.near_duplicate) for other in self._kept.values()):
+            return "near_duplicate"
+        self._kept[reasoning] = own
+        return None
+
+
+def similarity(first: str, second: str) -> float:
+    """Jaccard similarity of character shingles after folding case and white space (Broder 1997)."""
+    return _jaccard(_shingles(first), _shingles(second))
+
+
+def _alike(a: set[str], b: set[str], threshold: float) -> bool:
+    """Whether the similarity reaches `threshold`, which sets of unequal size cannot."""
+    if min(len(a), len(b)) / max(len(a), len(b)) < threshold:
+        return False
+    return _jaccard(a, b) >= threshold
+
+
+def _jaccard(a: set[str], b: set[str]) -> float:
+    shared = len(a & b)
+    return shared / (len(a) + len(b) - shared)
+
+
+def _shingles(text: str) -> set[str]:
+    folded = " ".join(text.casefold().split())
+    count = max(1, len(folded) - SHINGLE_CHARACTERS + 1)
+    return {folded[i : i + SHINGLE_CHARACTERS] for i in range(count)}
+
+
+def foreign_letters(text: str, scripts: Sequence[str]) -> str:
+    """Letters of no writing system in `scripts`."""
+    allowed = (*scripts, *MATHEMATICS)
+    foreign = {c for c in set(text) if _is_foreign(c, allowed)}
+    return "".join(c for c in text if c in foreign) if foreign else ""
+
+
+@lru_cache(maxsize=65_536)
+def _is_foreign(character: str, allowed: tuple[str, ...]) -> bool:
+    return character.isalpha() and not unicodedata.name(character, "").startswith(allowed)

@@ -6,6 +6,7 @@ Every field has a bound and a sentence with its unit; the default is the setting
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -57,7 +58,7 @@ class WorkedExample(Record):
 
 
 class TeacherOptions(Record):
-    engine: Literal["llama.cpp", "transformers", "http"] = "llama.cpp"
+    engine: Literal["llama.cpp", "transformers", "vllm", "http"] = "llama.cpp"
     model: str = Field(description="model reference, or the server's model name for http")
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="of the model file")
     encoding: Literal["as it is", "Q8_0", "auto"] = Field(
@@ -65,12 +66,41 @@ class TeacherOptions(Record):
     )
     slots: int = Field(32, ge=1, le=1024, description="sequences answered at a time")
     context_tokens: int = Field(1024, ge=64, le=1_048_576, description="prompt and answer, tokens")
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        le=64,
+        exclude_if=partial(operator.eq, 1),  # what is not asked for is in no fingerprint
+        description="vllm: GPUs that hold one copy of the weights together",
+    )
+    data_parallel: int = Field(
+        1,
+        ge=1,
+        le=64,
+        exclude_if=partial(operator.eq, 1),
+        description="vllm: copies of the weights, on tensor_parallel GPUs each",
+    )
+    memory_share: float = Field(
+        0.9,
+        gt=0.0,
+        le=1.0,
+        exclude_if=partial(operator.eq, 0.9),
+        description="vllm: of each GPU's memory, for weights and what was read",
+    )
     base_url: str | None = Field(None, description="http: the server's /v1 address")
     api_key_env: str = Field("RETORT_API_KEY", description="http: variable that holds the key")
     token_budget: int | None = Field(None, ge=1, description="http: completion tokens to pay for")
     license: str = Field("unknown", description="of the model, for the bundle's notice")
     system: str = Field(description="system prompt of the teacher")
     examples: tuple[WorkedExample, ...] = Field((), description="worked examples in its prompt")
+
+    @model_validator(mode="after")
+    def _only_vllm_is_spread(self) -> TeacherOptions:
+        if self.engine != "vllm" and self.tensor_parallel * self.data_parallel > 1:
+            raise ValueError(
+                f"tensor_parallel and data_parallel need teacher.engine vllm, not {self.engine}"
+            )
+        return self
 
 
 class TracesOptions(Record):

@@ -90,3 +90,23 @@ def test_what_it_extends_has_to_be_there(tmp_path):
         load(tmp_path, "extends = 'nowhere'")
     with pytest.raises(RecipeError, match=r"^r\.toml: extends = 3 is not the name of a recipe$"):
         load(tmp_path, "extends = 3")
+
+
+def test_how_vllm_is_spread_is_said_only_where_it_was_asked_for(tmp_path):
+    plain = load(tmp_path, MINIMAL).teacher.model_dump(mode="json")
+    assert not {"tensor_parallel", "data_parallel", "memory_share"} & plain.keys()
+    lines = (
+        'teacher.engine="vllm"',
+        "teacher.tensor_parallel=4",
+        "teacher.data_parallel=2",
+        "teacher.memory_share=0.8",
+    )
+    spread = load(tmp_path, MINIMAL, *lines).teacher
+    found = spread.model_dump(mode="json")
+    assert {name: found[name] for name in found.keys() - plain.keys()} == {
+        "tensor_parallel": 4,
+        "data_parallel": 2,
+        "memory_share": 0.8,
+    }
+    with pytest.raises(RecipeError, match=r"data_parallel need teacher\.engine vllm, not llama"):
+        load(tmp_path, MINIMAL, "teacher.data_parallel=2")

@@ -65,9 +65,7 @@ def two_processes(per_family: int, folder: Path) -> None:
 def two_actors(per_family: int, folder: Path) -> None:
     folder.mkdir(parents=True)
     requests = requests_for(*_asked(per_family))
-    share = max(1, len(requests) // (4 * PROCESSES))
-    scale = ScaleOptions(executor="ray", actors=PROCESSES, batch_requests=share)
-    harvest(requests, folder, scale)
+    harvest(requests, folder, ScaleOptions(executor="ray", actors=PROCESSES))
 
 
 def main() -> None:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import socket
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -68,21 +70,26 @@ def _one_pass(
     """Answers until no actor holds a share; those of lost actors are missing."""
     import ray
 
+    # No actor without work; cut from all requests, as `shares_of` does, not from what is missing.
+    size = min(scale.batch_requests, math.ceil(len(requests) / scale.actors))
     shares = [
         {"share": json.dumps([r.model_dump(mode="json") for r in share]), "wanted": wanted}
-        for share, wanted in shares_of(requests, missing, scale.batch_requests)
+        for share, wanted in shares_of(requests, missing, size)
     ]
-    found = ray.data.from_items(shares, override_num_blocks=len(shares)).flat_map(
-        Answering,
-        fn_constructor_args=(open_engine, os.getcwd()),
-        compute=ray.data.ActorPoolStrategy(
-            size=min(scale.actors, len(shares)), max_tasks_in_flight_per_actor=SHARES_PER_ACTOR
-        ),
-        num_cpus=scale.cpus_per_actor,
-        num_gpus=scale.gpus_per_actor,
-        # A task that Ray repeats would write again what is here already.
-        max_task_retries=0,
-    )
+    with warnings.catch_warnings():
+        # max_task_retries is none of the parameters that Ray will keep by name, and has no other.
+        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+        found = ray.data.from_items(shares, override_num_blocks=len(shares)).flat_map(
+            Answering,
+            fn_constructor_args=(open_engine, os.getcwd()),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(scale.actors, len(shares)), max_tasks_in_flight_per_actor=SHARES_PER_ACTOR
+            ),
+            num_cpus=scale.cpus_per_actor,
+            num_gpus=scale.gpus_per_actor,
+            # A task that Ray repeats would write again what is here already.
+            max_task_retries=0,
+        )
     for row in found.iter_rows():
         if row["error"]:
             raise EngineError(row["error"], hint=row["hint"] or None)
@@ -164,6 +171,7 @@ def _no_cluster(address: str | None, error: Exception) -> EngineError:
 
 
 def _settings(context: Any) -> None:
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.target_max_block_size = 1  # a block an answer: it comes back when it is written
     context.max_errored_blocks = -1  # shares of lost actors, asked again
     context.enable_progress_bars = False

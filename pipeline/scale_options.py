@@ -22,5 +22,5 @@ class ScaleOptions(Record):
     cpus_per_actor: float = Field(1.0, gt=0.0, le=1024.0, description="ray: processors")
     gpus_per_actor: float = Field(0.0, ge=0.0, le=64.0, description="ray: GPUs")
     batch_requests: int = Field(
-        512, ge=1, le=100_000, description="ray: requests handed to an actor at a time"
+        512, ge=1, le=100_000, description="ray: most requests handed to an actor at a time"
     )

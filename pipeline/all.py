@@ -60,7 +60,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     """The table of contents, in order."""
     r = recipe
     traces = (r.teacher, r.traces)
-    training = (r.student, r.sft)
+    training = (r.student, r.sft, *r.training.numbers)
     supervision = (r.teacher, r.student, r.supervise, r.general)
     asked = r.asked_student
     examination = (r.teacher, asked, r.evaluate)
@@ -127,7 +127,7 @@ def plan(run: RunDir, recipe: Recipe) -> list[tuple[Stage, str]]:
 def execute(run: RunDir, recipe: Recipe, progress: Progress, until: str | None = None) -> None:
     """Do every stage that is not proven done, in order; `until`: the last one that is wanted."""
     proven: dict[str, Manifest] = {}
-    context = Context(seed=recipe.run.seed, progress=progress, scale=recipe.scale)
+    context = Context.of(recipe, progress)
     if recipe.teacher.engine != "http":
         check_reference(recipe.teacher.model)
     check_reference(recipe.student.model)

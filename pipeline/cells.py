@@ -142,7 +142,7 @@ def _examined(
     options = recipe.evaluate.model_copy(update={"k_items": 0})
     rung = checkpoint_rung(run.root / SFT_STAGE, recipe.asked_student, options)
     keep_freed_memory(one_heap=True)
-    context = Context(recipe.run.seed, progress, scale=recipe.scale)
+    context = Context.of(recipe, progress)
     with Judge() as judge:
         judged = examine(rung, problems, options, run.root / "evaluated", judge, context)
     give_back_memory()

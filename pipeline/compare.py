@@ -79,7 +79,7 @@ def compare(root: Path, progress: Progress) -> dict[str, Any]:
         more = sum(1 for _ in train) - before
         if more <= 0:
             raise DataError(f"{root}: its sources have no further problems to train on")
-        context = Context(recipe.run.seed, progress, scale=recipe.scale)
+        context = Context.of(recipe, progress)
         judged = _asked(rival.root, root, recipe, context)
     found = _verdict(judged, root) | {
         "seconds": seconds,

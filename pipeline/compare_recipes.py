@@ -155,7 +155,7 @@ def _asked(
 ) -> list[Asked]:
     options = recipe.evaluate.model_copy(update={"k_items": 0})
     rung = checkpoint_rung(run.root / last, recipe.asked_student, options)
-    context = Context(recipe.run.seed, progress, scale=recipe.scale)
+    context = Context.of(recipe, progress)
     keep_freed_memory(one_heap=True)
     with Judge() as judge:
         fresh: list[Judged] = examine(

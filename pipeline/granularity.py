@@ -100,7 +100,7 @@ def untaught(
     rung = base_rung(recipe.student, options)
     keep_freed_memory(one_heap=True)
     with Judge() as judge:
-        context = Context(recipe.run.seed, progress, scale=recipe.scale)
+        context = Context.of(recipe, progress)
         return greedy(examine(rung, problems, options, run.root / FOLDER / "base", judge, context))
 
 

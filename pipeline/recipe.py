@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.scale_options import ScaleOptions
+from pipeline.training_options import TrainingOptions
 from serve.messages import Record
 from serve.reasoning import TagsName
 
@@ -192,7 +193,9 @@ class SuperviseOptions(Record):
 
 
 class SftOptions(Record):
-    method: Literal["full", "lora"] = "full"
+    method: Literal["full", "lora", "qlora"] = Field(
+        "full", description="qlora: adapters over weights of 4 bits (bitsandbytes, CUDA)"
+    )
     epochs: int = Field(4, ge=1, le=1000, description="passes over the examples")
     learning_rate: float = Field(3e-4, gt=0.0, le=1.0, description="peak, cosine to a tenth")
     warmup_share: float = Field(0.05, ge=0.0, lt=1.0, description="of all steps")
@@ -294,6 +297,10 @@ class Recipe(Record):
     evaluate: EvaluateOptions = EvaluateOptions()
     gate: GateOptions = GateOptions()
     scale: ScaleOptions = ScaleOptions()
+    training: TrainingOptions = Field(
+        TrainingOptions(),
+        exclude_if=TrainingOptions.is_default,  # what is not used is in no fingerprint
+    )
 
     @property
     def asked_student(self) -> StudentOptions:

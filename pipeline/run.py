@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -27,10 +27,14 @@ from pipeline.records import content_key
 from pipeline.scale_options import ScaleOptions
 from pipeline.stopwatch import Stopwatch
 from pipeline.store import write_json
+from pipeline.training_options import TrainingOptions
 from serve.errors import BusyRun, DiskError, RetortError
 from serve.hardware import device_name
 from serve.messages import Record
 from serve.models import file_sha256
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
 
 log = logging.getLogger("retort")
 
@@ -61,6 +65,12 @@ class Context:
     progress: Progress
     log: logging.Logger = log
     scale: ScaleOptions = field(default_factory=ScaleOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+
+    @classmethod
+    def of(cls, recipe: Recipe, progress: Progress) -> Context:
+        """That of a run of `recipe`."""
+        return cls(recipe.run.seed, progress, scale=recipe.scale, training=recipe.training)
 
 
 class StageModule(Protocol):

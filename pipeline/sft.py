@@ -21,6 +21,7 @@ from pipeline.run import SCRATCH, Context
 from pipeline.store import read_records, write_file, write_records
 from pipeline.student import student_checkpoint
 from pipeline.supervise import rendered_ids, supervised_tokens
+from pipeline.training_options import Packed
 from serve.errors import DataError
 
 STAGE_VERSION = 2
@@ -28,7 +29,7 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 
 
 def run(
-    config: tuple[StudentOptions, SftOptions],
+    config: tuple[StudentOptions, SftOptions, *tuple[Packed, ...]],
     inputs: Mapping[str, Path],
     out: Path,
     context: Context,
@@ -37,7 +38,7 @@ def run(
 
     Raises TrainingDiverged at the first loss that is not a number.
     """
-    student, options = config
+    student, options = config[:2]
     keep_freed_memory()
     from transformers import AutoTokenizer
 

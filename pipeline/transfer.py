@@ -113,7 +113,7 @@ def transfer(root: Path, name: str, wanted: Sequence[str], progress: Progress) -
     rows: list[Asked] = []
     keep_freed_memory(one_heap=True)
     with run.locked(), run.logged(), Judge() as judge:
-        context = Context(recipe.run.seed, progress, scale=recipe.scale)
+        context = Context.of(recipe, progress)
         for rung in rungs:
             if not wanted or rung.name in wanted:
                 started_s = time.monotonic()

@@ -37,7 +37,7 @@ GONE = 50
 
 def canary(number: int) -> str:
     """Six letters no two clients share, and no word."""
-    draw = Random(number)  # noqa: S311
+    draw = Random(number)
     return "".join(draw.choice("bcdfghjklmnpqrstvwxz") for _ in range(6))
 
 

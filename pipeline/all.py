@@ -36,6 +36,7 @@ from pipeline import (
 from pipeline import (
     general as general_data,
 )
+from pipeline.imported import IMPORTED
 from pipeline.memory import start_again_on_huge_pages
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
@@ -75,7 +76,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     everything = ("01-problems", *known, "04-examples", *trained, *files)
     return [
         Stage("01-problems", problems, r.problems, ()),
-        Stage("02-traces", collect, traces, ("01-problems",)),
+        Stage("02-traces", collect, traces, ("01-problems",), reads=(IMPORTED,)),
         *([Stage(general[0], general_data, (r.teacher, r.general), ())] if general else []),
         *([Stage(hard[0], references, examination, ("02-traces",))] if hard else []),
         Stage("03-curated", curate, r.curate, ("02-traces", *items, *hard)),

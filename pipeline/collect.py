@@ -1,17 +1,20 @@
 """Stage 02: the teacher answers every training problem, and every answer is judged.
 
 Reads `train.jsonl`; writes `traces.jsonl` sorted by key, right and wrong ones alike, each with its
-verdict. Acknowledged answers are in `scratch/answers.jsonl` from the moment they exist.
+verdict. Acknowledged answers are in `scratch/answers.jsonl` from the moment they exist. Imported
+traces are judged too and stand beside the teacher's; one that would be asked is not asked.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import merge
 from pathlib import Path
 from typing import Any
 
 from pipeline.asking import ask, request_for
+from pipeline.imported import IMPORTED, Imported
 from pipeline.prompts import teacher_messages
 from pipeline.recipe import TeacherOptions, TracesOptions
 from pipeline.records import Problem, Trace, content_key
@@ -39,10 +42,13 @@ def run(
         for problem in problems
         for sample, request in enumerate(_requests(problem, teacher, traces, context.seed))
     }
+    imported = Imported(inputs.get(IMPORTED), asked.keys(), inputs["01-problems"])
+    log_path = out / SCRATCH / "answers.jsonl"
+    imported.answer(log_path)
     answers = ask(
         lambda: open_teacher(teacher),
         [request for _, _, request in asked.values()],
-        out / SCRATCH / "answers.jsonl",
+        log_path,
         "teacher answers",
         context,
     )
@@ -65,11 +71,27 @@ def run(
                 )
             )
             bar.advance()
-    write_records(out / "traces.jsonl", sorted(judged, key=lambda t: t.key))
+        judged.sort(key=lambda t: t.key)
+        everything = merge(judged, imported.beside(judge), key=lambda t: t.key)
+        return _written(out / "traces.jsonl", everything)
+
+
+def _written(path: Path, traces: Iterable[Trace]) -> dict[str, Any]:
+    """What was counted while they passed."""
+    tokens, verdicts = 0, Counter[str]()
+
+    def passing() -> Iterator[Trace]:
+        nonlocal tokens
+        for trace in traces:
+            tokens += trace.completion.completion_tokens
+            verdicts[trace.verdict.reason] += 1
+            yield trace
+
+    write_records(path, passing())
     return {
-        "traces": len(judged),
-        "completion_tokens": sum(t.completion.completion_tokens for t in judged),
-        "verdicts": dict(sorted(Counter(t.verdict.reason for t in judged).items())),
+        "traces": verdicts.total(),
+        "completion_tokens": tokens,
+        "verdicts": dict(sorted(verdicts.items())),
     }
 
 

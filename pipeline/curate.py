@@ -21,17 +21,12 @@ from pipeline.recipe import CurateOptions
 from pipeline.records import content_key
 from pipeline.run import SCRATCH, Context
 from pipeline.selection import solved_problems
-from pipeline.workers import workers
-from serve.hardware import cores
+from pipeline.workers import workers, workers_for
 
 STAGE_VERSION = 1
 LIBRARIES: tuple[str, ...] = ()
 
 EVALUATION = ("eval.jsonl", "gate.jsonl")
-# A file up to this size is done before processes for it have started.
-ALONE_BYTES = 32 * 2**20
-# More processes than this would wait for the disk.
-MOST_WORKERS = 8
 
 
 def run(
@@ -39,8 +34,7 @@ def run(
 ) -> dict[str, Any]:
     """Split traces into kept and dropped. Returns kept and dropped by reason, per family."""
     source = inputs["02-traces"] / "traces.jsonl"
-    small = source.is_file() and source.stat().st_size <= ALONE_BYTES
-    plan = Plan(workers=1 if small else min(cores(), MOST_WORKERS))
+    plan = Plan(workers_for(source.stat().st_size))
     return curated(config, inputs, out, context, plan)
 
 

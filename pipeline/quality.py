@@ -9,8 +9,11 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.recipe import CurateOptions
 from pipeline.records import Trace
@@ -38,6 +41,7 @@ DROPS: tuple[Drop, ...] = get_args(Drop)
 # A trace that says the same line this often is a loop, not an argument.
 REPEATED_LINE_LIMIT = 4
 SHINGLE_CHARACTERS = 5
+CHARACTER_BITS = 12
 # Greek is mathematics, not a language.
 MATHEMATICS = ("GREEK", "DOUBLE-STRUCK", "MATHEMATICAL", "SCRIPT", "SUPERSCRIPT")
 
@@ -78,7 +82,7 @@ class Chosen:
 
     def __init__(self, config: CurateOptions) -> None:
         self._config = config
-        self._kept: dict[str, set[str]] = {}
+        self._kept: dict[str, _Shingles] = {}
 
     @property
     def full(self) -> bool:
@@ -88,7 +92,7 @@ class Chosen:
         """Why this reasoning adds nothing. None: it does, and is one of the chosen now."""
         if reasoning in self._kept:
             return "duplicate"
-        own = _shingles(reasoning)
+        own = _Shingles(reasoning)
         if any(_alike(own, other, self._config.near_duplicate) for other in self._kept.values()):
             return "near_duplicate"
         self._kept[reasoning] = own
@@ -97,25 +101,58 @@ class Chosen:
 
 def similarity(first: str, second: str) -> float:
     """Jaccard similarity of character shingles after folding case and white space (Broder 1997)."""
-    return _jaccard(_shingles(first), _shingles(second))
+    return _jaccard(_Shingles(first), _Shingles(second))
 
 
-def _alike(a: set[str], b: set[str], threshold: float) -> bool:
+def _alike(a: _Shingles, b: _Shingles, threshold: float) -> bool:
     """Whether the similarity reaches `threshold`, which sets of unequal size cannot."""
-    if min(len(a), len(b)) / max(len(a), len(b)) < threshold:
+    if min(a.count, b.count) / max(a.count, b.count) < threshold:
         return False
     return _jaccard(a, b) >= threshold
 
 
-def _jaccard(a: set[str], b: set[str]) -> float:
-    shared = len(a & b)
-    return shared / (len(a) + len(b) - shared)
+def _jaccard(a: _Shingles, b: _Shingles) -> float:
+    shared = a.shared(b)
+    return shared / (a.count + b.count - shared)
 
 
-def _shingles(text: str) -> set[str]:
-    folded = " ".join(text.casefold().split())
-    count = max(1, len(folded) - SHINGLE_CHARACTERS + 1)
-    return {folded[i : i + SHINGLE_CHARACTERS] for i in range(count)}
+class _Shingles:
+    """The set of five characters in a row that a text has.
+
+    As sorted numbers of 60 bits where every character fits 12 of them, which takes a third of the
+    time of a set of strings.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = " ".join(text.casefold().split())
+        self._packed = _packed(self._text)
+        self.count = len(self._strings if self._packed is None else self._packed)
+
+    @cached_property
+    def _strings(self) -> set[str]:
+        count = max(1, len(self._text) - SHINGLE_CHARACTERS + 1)
+        return {self._text[i : i + SHINGLE_CHARACTERS] for i in range(count)}
+
+    def shared(self, other: _Shingles) -> int:
+        if self._packed is None or other._packed is None:
+            return len(self._strings & other._strings)
+        places = np.searchsorted(self._packed, other._packed)
+        places[places == len(self._packed)] = 0
+        return int(np.count_nonzero(self._packed[places] == other._packed))
+
+
+def _packed(text: str) -> NDArray[np.uint64] | None:
+    """None where a character needs more bits, or the text is shorter than one shingle."""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").astype(np.uint64)
+    count = len(codes) - SHINGLE_CHARACTERS + 1
+    if count < 1 or codes.max() >= 1 << CHARACTER_BITS:
+        return None
+    packed = codes[:count].copy()
+    for place in range(1, SHINGLE_CHARACTERS):
+        packed <<= np.uint64(CHARACTER_BITS)
+        packed |= codes[place : place + count]
+    packed.sort()
+    return packed[np.concatenate(([True], packed[1:] != packed[:-1]))]
 
 
 def foreign_letters(text: str, scripts: Sequence[str]) -> str:

@@ -105,7 +105,9 @@ class TeacherOptions(Record):
 
 
 class TracesOptions(Record):
-    samples: int = Field(1, ge=1, le=1024, description="answers a problem")
+    samples: int = Field(
+        1, ge=0, le=1024, description="answers a problem; 0: imported traces alone"
+    )
     temperature: float = Field(0.3, ge=0.0, le=2.0)
     top_p: float = Field(0.95, gt=0.0, le=1.0)
     max_tokens: int = Field(160, ge=1, le=131_072, description="answer length, tokens")

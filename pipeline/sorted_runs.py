@@ -54,3 +54,9 @@ def _run(held: list[tuple[Key, bytes]], path: Path) -> Path:
 def _pairs(file: BinaryIO) -> Iterator[tuple[Key, bytes]]:
     while head := file.readline():
         yield json.loads(head), file.readline()
+
+
+def merged(paths: Iterable[Path], key_of: Callable[[bytes], Key]) -> Iterator[bytes]:
+    """The lines of files that are sorted themselves, in order."""
+    with ExitStack() as files:
+        yield from heapq.merge(*(files.enter_context(p.open("rb")) for p in paths), key=key_of)

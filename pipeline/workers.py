@@ -18,9 +18,20 @@ from multiprocessing.connection import wait
 from typing import TypeVar
 
 from serve.errors import RetortError
+from serve.hardware import cores
+
+# A file up to this size is done before processes for it have started.
+ALONE_BYTES = 32 * 2**20
+# More processes than this would wait for the disk.
+MOST_WORKERS = 8
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+def workers_for(size_bytes: int) -> int:
+    """How many are worth their start for so many bytes of traces."""
+    return 1 if size_bytes <= ALONE_BYTES else min(cores(), MOST_WORKERS)
 
 
 class Workers:

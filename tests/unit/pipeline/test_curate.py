@@ -86,6 +86,15 @@ def test_greek_is_mathematics():
     assert foreign_letters("да", ("LATIN",)) == "да"
 
 
+@given(st.lists(st.text(alphabet="ab é\u0fff\u1000数 ", max_size=12), min_size=2, max_size=2))
+def test_similarity_is_that_of_sets_of_strings(texts):
+    a, b = (
+        {folded[i : i + 5] for i in range(max(1, len(folded) - 4))}
+        for folded in (" ".join(text.casefold().split()) for text in texts)
+    )
+    assert similarity(*texts) == len(a & b) / len(a | b)
+
+
 def test_similarity_is_one_for_equal_and_zero_for_disjoint():
     assert similarity("same words", "Same  words") == 1.0
     assert similarity("abcdefgh", "12345678") == 0.0

@@ -1,0 +1,48 @@
+"""Traces that `python -m pipeline.traces import` put beside a run, for the stage that collects.
+
+What they say is believed of the teacher's words only: verdicts are made anew, and a question of the
+evaluation is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from pipeline.asking import Answer
+from pipeline.records import Problem, Trace
+from pipeline.store import AppendLog, read_records
+from pipeline.tasks.judge import Judge
+
+IMPORTED = "imported-traces.jsonl"
+
+
+class Imported:
+    """The traces of `path` (None: no file) beside those that are `asked`, by key."""
+
+    def __init__(self, path: Path | None, asked: Collection[str], problems: Path) -> None:
+        self._path, self._asked, self._problems = path, asked, problems
+
+    def answer(self, log_path: Path) -> None:
+        """Answers to what would be asked are put where answers are kept, and so not asked."""
+        with AppendLog(log_path) as log:
+            known = {a.key for a in read_records(log_path, Answer)} if self._path else set()
+            for trace in self._traces():
+                if trace.key in self._asked and trace.key not in known:
+                    log.append([Answer(key=trace.key, completion=trace.completion)])
+
+    def beside(self, judge: Judge) -> Iterator[Trace]:
+        """The others, judged, by their keys."""
+        evaluated = {
+            problem.question
+            for side in ("eval", "gate")
+            for problem in read_records(self._problems / f"{side}.jsonl", Problem)
+            if self._path
+        }
+        for trace in self._traces():
+            if trace.key not in self._asked and trace.problem.question not in evaluated:
+                verdict = judge.verdict(trace.problem, trace.completion)
+                yield trace.model_copy(update={"verdict": verdict})
+
+    def _traces(self) -> Iterator[Trace]:
+        return read_records(self._path, Trace) if self._path else iter(())

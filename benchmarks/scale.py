@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +30,12 @@ from pipeline.all import stages
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.run import Manifest, RunDir
 from pipeline.store import write_json, write_records
+from pipeline.workers import workers
 from serve.models import file_sha256
 
 LOOK_EVERY_S = 0.1
 RECIPE = "smoke"
+PIECE_TRACES = 5_000
 SETTINGS = (
     "curate.decontaminate=true",
     f"curate.per_problem={PER_PROBLEM}",
@@ -55,7 +59,7 @@ def make_run(root: Path, traces: Synthetic) -> None:
     write_records(run.folder(problems) / "eval.jsonl", traces.evaluation())
     for name in ("train", "gate"):
         write_records(run.folder(problems) / f"{name}.jsonl", [])
-    write_records(run.folder(collected) / "traces.jsonl", traces.traces())
+    _write_traces(run.folder(collected) / "traces.jsonl", traces.count)
     done: dict[str, Manifest] = {}
     for stage in (problems, collected):
         inputs = {name: done[name] for name in stage.needs}
@@ -67,6 +71,31 @@ def make_run(root: Path, traces: Synthetic) -> None:
             took_s=0.0,
         )
         write_json(run.manifest_path(stage), done[stage.name].model_dump(mode="json"))
+
+
+def _write_traces(path: Path, count: int) -> None:
+    """In two processes, a piece each at a time."""
+    pieces = [
+        (path.with_name(f"piece-{first}"), count, range(first, min(count, first + PIECE_TRACES)))
+        for first in range(0, count, PIECE_TRACES)
+    ]
+    path.parent.mkdir(parents=True)
+    with workers(2) as crew, path.open("wb") as file:
+        for piece in crew.map(_write_piece, pieces):
+            with piece.open("rb") as source:
+                shutil.copyfileobj(source, file, 2**20)
+            piece.unlink()
+
+
+def _write_piece(piece: tuple[Path, int, range]) -> Path:
+    path, count, ranks = piece
+    write_records(path, _synthetic(count).traces(ranks))
+    return path
+
+
+@lru_cache(maxsize=1)
+def _synthetic(count: int) -> Synthetic:
+    return Synthetic(count)
 
 
 def curate(root: Path) -> tuple[float, int]:
@@ -107,7 +136,7 @@ def counted(counts: dict[str, Any]) -> Counter[str]:
 
 def measure(count: int, folder: Path | None) -> tuple[Measured, Counter[str]]:
     """Raises SystemExit where curation counted something else than was made."""
-    traces = Synthetic(count)
+    traces = _synthetic(count)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         root = Path(temporary) / "run"
         make_run(root, traces)

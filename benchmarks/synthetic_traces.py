@@ -59,9 +59,9 @@ class Synthetic:
         draw = random.Random(f"{seed} sentences")
         self._sentences = [_sentence(draw) for _ in range(SENTENCES)]
 
-    def traces(self) -> Iterator[Trace]:
-        """In the order of their keys."""
-        for rank in range(self.count):
+    def traces(self, ranks: range) -> Iterator[Trace]:
+        """Those of these ranks in the order of keys."""
+        for rank in ranks:
             yield self._trace(rank, *divmod(rank * self._step % self.count, SAMPLES))
 
     def evaluation(self) -> list[Problem]:
@@ -72,21 +72,21 @@ class Synthetic:
         back = pow(self._step, -1, self.count)
         counts: Counter[str] = Counter()
         for problem in range(math.ceil(self.count / SAMPLES)):
-            samples = self._samples(problem)
+            samples, leaked = self._problem(problem)
             numbers = [problem * SAMPLES + s for s in range(SAMPLES)]
             order = sorted(
                 (samples[s].tokens, number * back % self.count, s)
                 for s, number in enumerate(numbers)
                 if number < self.count
             )
-            leaked = self._prompt_leaks(problem)
             counts.update(_fates([(s, samples[s]) for *_, s in order], leaked))
         return counts
 
     def _draw(self, problem: int, what: str) -> random.Random:
         return random.Random(f"{self._seed} {problem} {what}")
 
-    def _samples(self, problem: int) -> list[Sample]:
+    def _problem(self, problem: int) -> tuple[list[Sample], bool]:
+        """Its samples, and whether its question holds an evaluation item."""
         draw = self._draw(problem, "samples")
         made: list[Sample] = []
         for number in range(SAMPLES):
@@ -97,15 +97,13 @@ class Synthetic:
             same = draw.choice(good) if kind in ("duplicate", "near_duplicate") else number
             tokens = draw.randrange(250, 450) + (MAX_TOKENS if kind == "too_long" else 0)
             made.append(Sample(kind, tokens, same))
-        return made
-
-    def _prompt_leaks(self, problem: int) -> bool:
-        return self._draw(problem, "prompt").random() < LEAKED_PROMPTS
+        return made, draw.random() < LEAKED_PROMPTS
 
     def _trace(self, rank: int, number: int, sample_number: int) -> Trace:
-        sample = self._samples(number)[sample_number]
+        samples, leaked = self._problem(number)
+        sample = samples[sample_number]
         leak = self.items[number % len(self.items)]
-        prompt = leak if self._prompt_leaks(number) else self._sentences[number % SENTENCES]
+        prompt = leak if leaked else self._sentences[number % SENTENCES]
         draw = self._draw(number, f"text {sample.same}")
         lines = [draw.choice(self._sentences) for _ in range(draw.randrange(20, 34))]
         answer = str(number % 9_973)
@@ -129,7 +127,7 @@ class Synthetic:
             prompt_sha256=content_key("prompt"),
             completion=Completion(
                 text=f"<think>\n{text}\n</think>\nAnswer: {answer}",
-                ids=tuple(draw.choices(range(49_152), k=sample.tokens % MAX_TOKENS)),
+                ids=tuple(memoryview(draw.randbytes(sample.tokens % MAX_TOKENS * 2)).cast("H")),
                 finish="length" if reason == "truncated" else "stop",
                 prompt_tokens=60,
                 completion_tokens=sample.tokens,

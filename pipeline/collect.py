@@ -57,10 +57,10 @@ def run(
         for family in {problem.family for problem in problems}
     }
     with Judge() as judge, context.progress.bar("judging", len(asked)) as bar:
-        judged = []
-        for key, (problem, sample, _) in asked.items():
-            judged.append(
-                Trace(
+
+        def judged() -> Iterator[Trace]:
+            for key, (problem, sample, _) in sorted(asked.items()):
+                yield Trace(
                     key=key,
                     problem=problem,
                     sample=sample,
@@ -69,10 +69,9 @@ def run(
                     completion=answers[key],
                     verdict=judge.verdict(problem, answers[key]),
                 )
-            )
-            bar.advance()
-        judged.sort(key=lambda t: t.key)
-        everything = merge(judged, imported.beside(judge), key=lambda t: t.key)
+                bar.advance()
+
+        everything = merge(judged(), imported.beside(judge), key=lambda t: t.key)
         return _written(out / "traces.jsonl", everything)
 
 

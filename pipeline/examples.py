@@ -7,7 +7,7 @@ whether it stays) where the view measures that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from heapq import nsmallest
 from pathlib import Path
@@ -39,7 +39,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
 
     tokenizer = AutoTokenizer.from_pretrained(student_checkpoint(student), local_files_only=True)
     length = partial(supervised_tokens, tokenizer=tokenizer)
-    kept = _drawn(read_records(inputs["03-curated"] / "kept.jsonl", Trace), options, context)
+    kept = _drawn(_texts(inputs["03-curated"] / "kept.jsonl"), options, context)
     steps = _steps(kept, config, out, context) if options.view == "steps" else {}
     wrong = _wrong(kept, inputs) if options.view == "errors" else []
     material = Material(kept, student, options, length, wrong, steps)
@@ -60,6 +60,13 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     }
 
 
+def _texts(path: Path) -> Iterator[Trace]:
+    """Traces without their token ids: most of their memory, and no view reads them."""
+    for trace in read_records(path, Trace):
+        said = trace.completion.model_copy(update={"ids": ()})
+        yield trace.model_copy(update={"completion": said})
+
+
 def _drawn(kept: Iterable[Trace], options: SuperviseOptions, context: Context) -> list[Trace]:
     """`traces` of them, the same whatever the view; a larger draw holds every smaller one."""
     if options.traces is not None:
@@ -74,7 +81,7 @@ def _wrong(kept: Sequence[Trace], inputs: Mapping[str, Path]) -> list[Trace]:
     problems = {t.problem.key for t in kept}
     return [
         t
-        for t in read_records(inputs["02-traces"] / "traces.jsonl", Trace)
+        for t in _texts(inputs["02-traces"] / "traces.jsonl")
         if t.verdict.reason == "wrong" and t.problem.key in problems
     ]
 

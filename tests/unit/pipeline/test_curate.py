@@ -7,6 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.scale import counted
+from benchmarks.synthetic_traces import MAX_TOKENS, PER_PROBLEM, SHARES, Synthetic
 from pipeline.curate import curated
 from pipeline.decisions import Plan
 from pipeline.progress import Progress
@@ -129,6 +131,7 @@ SMALL = Plan(workers=1, part_bytes=20_000, bucket_bytes=30_000, run_bytes=25_000
 def curate(folder, made, config, plan=SMALL):
     """(kept.jsonl, dropped.jsonl, counts) of traces in the order given."""
     inputs = {name: folder / name for name in ("01-problems", "02-traces", "03-references")}
+    made = list(made)
     write_records(inputs["02-traces"] / "traces.jsonl", made)
     solved = seeded_traces.solved_by_someone(made)
     write_records(inputs["03-references"] / "references.jsonl", solved)
@@ -174,6 +177,17 @@ def test_however_it_is_cut(
     assert curate(tmp_path, made, CONFIGS[name], plan)[:2] == seeded_traces.plainly(
         made, CONFIGS[name]
     )
+
+
+def test_the_synthetic_traces_of_the_benchmark_end_as_they_were_made(tmp_path):
+    """So that `benchmarks/scale.py` can tell a wrong count from a right one."""
+    made = Synthetic(2_000)
+    write_records(tmp_path / "01-problems" / "eval.jsonl", made.evaluation())
+    write_records(tmp_path / "01-problems" / "gate.jsonl", list[Problem]())
+    config = CurateOptions(decontaminate=True, per_problem=PER_PROBLEM, max_tokens=MAX_TOKENS)
+    counts = curate(tmp_path, made.traces(range(2_000)), config)[2]
+    assert counted(counts) == made.expected()
+    assert {*made.expected()} == {*SHARES, "kept", "over_quota"}
 
 
 def test_however_many_work_at_it(tmp_path):

@@ -1,11 +1,13 @@
 """Traces by the million: seconds and memory of curation, as a user runs it.
 
-    python -m benchmarks.scale [--traces 10000 100000 1000000] [--folder FOLDER]
+    python -m benchmarks.scale [--traces 10000 100000 1000000] [--round-trip] [--folder FOLDER]
 
 Makes a run whose traces are synthetic, with known shares of what curation drops, and does its stage
 03 with `python -m pipeline.all --until 03-curated`, decontamination included. Memory is the sum of
 resident sets over the whole process tree, ten times a second: shared pages count several times.
-Counts must equal those that the traces were made with. 4 kB a trace are written and removed again.
+Counts must equal those that the traces were made with. `--round-trip` exports the traces as Parquet
+instead, and imports them into another run, which must then hold the same bytes. Needs 12 kB of disk
+a trace, and removes what it wrote.
 """
 
 from __future__ import annotations
@@ -20,19 +22,23 @@ import time
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
 from benchmarks.machine import describe
 from benchmarks.synthetic_traces import MAX_TOKENS, PER_PROBLEM, Synthetic
 from pipeline.all import stages
+from pipeline.imported import IMPORTED
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.run import Manifest, RunDir
 from pipeline.store import write_json, write_records
+from pipeline.traces import STORE
 from pipeline.workers import workers
 from serve.models import file_sha256
 
+CURATED = ("command s", "stage s", "peak GB", "traces/s")
+ROUND_TRIP = ("Parquet GB", "export s", "peak GB", "import s", "peak GB")
 LOOK_EVERY_S = 0.1
 RECIPE = "smoke"
 PIECE_TRACES = 5_000
@@ -41,14 +47,6 @@ SETTINGS = (
     f"curate.per_problem={PER_PROBLEM}",
     f"curate.max_tokens={MAX_TOKENS}",
 )
-
-
-class Measured(NamedTuple):
-    traces: int
-    gigabytes: float
-    took_s: float
-    stage_s: float
-    peak_gigabytes: float
 
 
 def make_run(root: Path, traces: Synthetic) -> None:
@@ -60,6 +58,7 @@ def make_run(root: Path, traces: Synthetic) -> None:
     for name in ("train", "gate"):
         write_records(run.folder(problems) / f"{name}.jsonl", [])
     _write_traces(run.folder(collected) / "traces.jsonl", traces.count)
+    write_json(root / "recipe.json", recipe.model_dump(mode="json"))
     done: dict[str, Manifest] = {}
     for stage in (problems, collected):
         inputs = {name: done[name] for name in stage.needs}
@@ -98,18 +97,17 @@ def _synthetic(count: int) -> Synthetic:
     return Synthetic(count)
 
 
-def curate(root: Path) -> tuple[float, int]:
-    """Seconds of the command, and the most bytes its processes held together."""
-    settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    command = [sys.executable, "-m", "pipeline.all", RECIPE, "--run", str(root), *settings]
+def watched(*arguments: str) -> tuple[float, int]:
+    """Seconds of `python -m …`, and the most bytes its processes held together."""
     started_s, peak = time.monotonic(), 0
-    with subprocess.Popen([*command, "--until", "03-curated"], stdout=subprocess.DEVNULL) as child:
+    command = [sys.executable, "-m", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
         tree = psutil.Process(child.pid)
         while child.poll() is None:
             peak = max(peak, _resident_bytes(tree))
             time.sleep(LOOK_EVERY_S)
     if child.returncode:
-        raise SystemExit(f"curation ended with {child.returncode}")
+        raise SystemExit(f"{' '.join(arguments)} ended with {child.returncode}")
     return time.monotonic() - started_s, peak
 
 
@@ -134,37 +132,49 @@ def counted(counts: dict[str, Any]) -> Counter[str]:
     return found
 
 
-def measure(count: int, folder: Path | None) -> tuple[Measured, Counter[str]]:
+def curated(root: Path, traces: Synthetic) -> list[str]:
     """Raises SystemExit where curation counted something else than was made."""
-    traces = _synthetic(count)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        root = Path(temporary) / "run"
-        make_run(root, traces)
-        size = (root / "02-traces" / "traces.jsonl").stat().st_size
-        took_s, peak = curate(root)
-        manifest = json.loads((root / "03-curated" / "manifest.json").read_text())
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    run = ["pipeline.all", RECIPE, "--run", str(root), *settings, "--until", "03-curated"]
+    took_s, peak = watched(*run)
+    manifest = json.loads((root / "03-curated" / "manifest.json").read_text())
     found, expected = counted(manifest["counts"]), traces.expected()
     if found != expected:
-        raise SystemExit(f"{count} traces: {dict(found - expected)} too many, of {dict(expected)}")
-    return Measured(count, size / 1e9, took_s, manifest["took_s"], peak / 1e9), found
+        raise SystemExit(f"counted {dict(found)}, made {dict(expected)}")
+    stage_s = manifest["took_s"]
+    rate = f"{traces.count / stage_s:,.0f}"
+    return [f"{took_s:.0f}", f"{stage_s:.0f}", f"{peak / 1e9:.2f}", rate]
+
+
+def there_and_back(root: Path) -> list[str]:
+    """Raises SystemExit where what comes back is not what went."""
+    out, other = root / "out", root / "other"
+    export_s, export_peak = watched("pipeline.traces", "export", str(root), str(out))
+    size = sum(path.stat().st_size for path in out.iterdir())
+    import_s, import_peak = watched("pipeline.traces", "import", str(out), str(other))
+    if file_sha256(other / IMPORTED) != file_sha256(root / STORE):
+        raise SystemExit("imported traces are not those that were exported")
+    peaks = f"{export_peak / 1e9:.2f}", f"{import_peak / 1e9:.2f}"
+    return [f"{size / 1e9:.2f}", f"{export_s:.0f}", peaks[0], f"{import_s:.0f}", peaks[1]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Seconds and memory of curation by size.")
     parser.add_argument("--traces", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--round-trip", action="store_true", help="export and import instead")
     parser.add_argument("--folder", type=Path, help="where the files are made (default: /tmp)")
     options = parser.parse_args()
-    print(describe("pydantic"), flush=True)
-    print("| traces | GB | command s | stage s | peak GB | traces/s |\n|---|---|---|---|---|---|")
+    head = ROUND_TRIP if options.round_trip else CURATED
+    print(describe("pydantic", "pyarrow"), flush=True)
+    print(f"| traces | GB | {' | '.join(head)} |\n|{'---|' * (2 + len(head))}")
     for count in options.traces:
-        row, found = measure(count, options.folder)
-        print(
-            f"| {row.traces:,} | {row.gigabytes:.2f} | {row.took_s:.0f} | {row.stage_s:.0f} "
-            f"| {row.peak_gigabytes:.2f} | {row.traces / row.stage_s:,.0f} |",
-            flush=True,
-        )
-    print(f"counts as made, of the last: {dict(sorted(found.items()))}")
-    print(describe("pydantic"))
+        with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+            root, traces = Path(temporary) / "run", _synthetic(count)
+            make_run(root, traces)
+            gigabytes = (root / STORE).stat().st_size / 1e9
+            found = there_and_back(root) if options.round_trip else curated(root, traces)
+        print(f"| {count:,} | {gigabytes:.2f} | {' | '.join(found)} |", flush=True)
+    print(describe("pydantic", "pyarrow"))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,9 @@ from pipeline.store import record_line, replacing
 from pipeline.workers import Workers
 from serve.errors import DataError
 
+# Each part remembers where each of its buckets begins.
+MOST_BUCKETS = 256
+
 
 class Plan(NamedTuple):
     """How the work is cut. Memory grows with every size, and with the workers."""
@@ -70,7 +73,7 @@ class Decisions:
     def _scan(self, source: Path) -> bool:
         """Whether the keys rise, so that what is kept can go out as it came in."""
         size = source.stat().st_size
-        self._buckets = max(1, -(-size // self._plan.bucket_bytes))
+        self._buckets = max(1, min(MOST_BUCKETS, -(-size // self._plan.bucket_bytes)))
         job = Job(source, self._scratch, self._config, self._evaluation, self._buckets)
         cuts = cuts_of(source, self._plan.part_bytes)
         self._parts = [Part(job, number, *cut) for number, cut in enumerate(cuts)]
@@ -108,7 +111,7 @@ class Decisions:
         buckets = (
             Bucket(
                 tuple(
-                    Segment(part.rivals_path, part.number, *scanned.segments[number])
+                    Segment(part.rivals_path, part.number, *scanned.offsets[number : number + 2])
                     for part, scanned in zip(self._parts, self._scanned, strict=True)
                 ),
                 self._config,

@@ -71,12 +71,12 @@ class Part(NamedTuple):
 class Scanned(NamedTuple):
     """`codes` has a byte a trace: KEPT or the reason's code, and perhaps REWRITE.
 
-    `segments[b]` is where bucket b begins and ends in `rivals`; `ordered` says that the keys rise
-    from `first` to `last`.
+    Bucket b is `rivals` from `offsets[b]` to `offsets[b + 1]`; `ordered`: keys rise from `first` to
+    `last`.
     """
 
     codes: bytes
-    segments: tuple[tuple[int, int], ...]
+    offsets: tuple[int, ...]
     ordered: bool
     first: str
     last: str
@@ -160,11 +160,11 @@ def _trace(part: Part, line: bytes, number: int) -> Trace:
         return parse_record(line, Trace, place)
 
 
-def _written(path: Path, buckets: list[list[bytes]]) -> tuple[tuple[int, int], ...]:
-    segments = []
+def _written(path: Path, buckets: list[list[bytes]]) -> tuple[int, ...]:
+    """Where each bucket begins, and where the last one ends."""
+    offsets = [0]
     with path.open("wb") as file:
         for rows in buckets:
-            start = file.tell()
             file.writelines(rows)
-            segments.append((start, file.tell()))
-    return tuple(segments)
+            offsets.append(file.tell())
+    return tuple(offsets)

@@ -49,7 +49,8 @@ class Workers:
             yield from self._pool.map(work, tasks)
         except BrokenProcessPool as error:
             raise RetortError(
-                "a worker process was killed, as by a lack of memory", hint="run again"
+                "a worker process ended early",
+                hint="out of memory, or a script that starts stages outside `if __name__ == ...`",
             ) from error
 
 

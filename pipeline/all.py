@@ -36,6 +36,7 @@ from pipeline import (
 from pipeline import (
     general as general_data,
 )
+from pipeline.forecast import forecast
 from pipeline.imported import IMPORTED
 from pipeline.memory import start_again_on_huge_pages
 from pipeline.progress import Progress
@@ -167,6 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dry_run:
             for stage, state in plan(run, recipe):
                 print(f"{stage.name:14} {state}")
+            print("\n" + "\n".join(forecast(recipe)))
             return 0
         with run.locked(), run.logged() as log_path:
             try:

@@ -75,7 +75,8 @@ class Grading:
             goes_on = options.method == "recover" or options.continuations
             many = goes_on or self._teacher.engine == "http"
             slots = self._teacher.slots if many else GRADING_SLOTS
-            teacher = self._teacher.model_copy(update={"slots": slots})
+            share = self._teacher.practice_memory_share
+            teacher = self._teacher.model_copy(update={"slots": slots, "memory_share": share})
             families = len({example.family for example in teacher.examples})
             self._engine = open_teacher(teacher, prefixes=min(MOST_PREFIXES, max(1, families)))
         return self._engine

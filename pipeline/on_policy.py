@@ -140,7 +140,8 @@ def _graded(
 
     teacher, student, _ = config
     scratch = out / SCRATCH
-    sampler = Sampler(checkpoint, student, options.max_tokens)
+    recompute = context.training.gradient_checkpointing
+    sampler = Sampler(checkpoint, student, options.max_tokens, recompute)
     replay = replayed(list(read_records(checkpoint / "examples.jsonl", Example)), sampler.tokenizer)
     with Judge() as judge, Grading(teacher, options, scratch) as grading:
         refiner = Refiner(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from pipeline.forecast_memory import TRAINED_BYTES, disk_gb, machine_gib
 from pipeline.prompts import student_messages, teacher_messages
 from pipeline.recipe import Recipe
 from pipeline.teacher import open_teacher
@@ -18,8 +18,6 @@ from serve.errors import CannotDo
 from serve.messages import Request, Sampling
 from serve.models import artifact_bytes, resolve_model
 
-# float32 weights, gradients and two AdamW moments.
-TRAINED_BYTES = 16
 GB = 1e9
 SHORT = Sampling(max_tokens=64)
 
@@ -32,13 +30,10 @@ def forecast(recipe: Recipe, checkpoint: Path) -> Iterator[str]:
     training_gb = TRAINED_BYTES * weights / GB + 2 * weights / GB * practising
     yield (
         f"memory   training {training_gb:.1f} GB for {weights / 1e6:.0f} M weights and activations "
-        f"besides; teacher {teacher_gb:.1f} GB; this machine has {_memory_bytes() / GB:.0f} GB"
+        f"besides; teacher {teacher_gb:.1f} GB; this machine has {machine_gib():.0f} GiB"
     )
-    files = len(recipe.gguf.types) + len(recipe.onnx.precisions)
-    states_gb = 12 * weights / GB * (1 + practising)
-    disk_gb = states_gb + (2 + files) * 2 * weights / GB
     yield (
-        f"disk     at most {disk_gb:.1f} GB while it runs; "
+        f"disk     at most {disk_gb(recipe, weights):.1f} GB while it runs; "
         f"{shutil.disk_usage(Path.cwd()).free / GB:.0f} GB are free"
     )
     asked = recipe.problems
@@ -109,7 +104,3 @@ def _teacher_bytes(recipe: Recipe) -> int:
         return 0
     path = resolve_model(recipe.teacher.model, recipe.teacher.sha256)
     return artifact_bytes(path)
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

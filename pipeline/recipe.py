@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.hardware_options import HardwareOptions
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.scale_options import ScaleOptions
 from pipeline.training_options import TrainingOptions
@@ -87,6 +88,13 @@ class TeacherOptions(Record):
         le=1.0,
         exclude_if=partial(operator.eq, 0.9),
         description="vllm: of each GPU's memory, for weights and what was read",
+    )
+    practice_memory_share: float = Field(
+        0.5,
+        gt=0.0,
+        le=1.0,
+        exclude_if=partial(operator.eq, 0.5),
+        description="vllm: the same while the student practises beside it",
     )
     base_url: str | None = Field(None, description="http: the server's /v1 address")
     api_key_env: str = Field("RETORT_API_KEY", description="http: variable that holds the key")
@@ -299,6 +307,7 @@ class Recipe(Record):
     evaluate: EvaluateOptions = EvaluateOptions()
     gate: GateOptions = GateOptions()
     scale: ScaleOptions = ScaleOptions()
+    hardware: HardwareOptions = Field(HardwareOptions(), exclude_if=HardwareOptions.is_default)
     training: TrainingOptions = Field(
         TrainingOptions(),
         exclude_if=TrainingOptions.is_default,  # what is not used is in no fingerprint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,12 +18,34 @@ from serve.errors import DataError
 from serve.hardware import has_cuda, has_fast_bfloat16
 
 SLOTS, CONTEXT_TOKENS = 128, 1024
+# Of a GPU's memory, what attempts may fill while weights, gradients and moments lie there.
+SAMPLING_SHARE, PROMPT_TOKENS = 0.1, 256
+
+
+def sampling_slots(gpu_bytes: int, config: Any, max_tokens: int) -> int:
+    """Attempts written at a time on a GPU of that size: as many as their keys and values leave.
+
+    By the GPU's size, not by what is free: a resumed run answers in the same blocks.
+    """
+    heads = int(config.num_attention_heads)
+    groups = int(getattr(config, "num_key_value_heads", None) or heads)
+    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    token_bytes = 4 * int(config.num_hidden_layers) * groups * head_size
+    room = SAMPLING_SHARE * gpu_bytes / (token_bytes * (PROMPT_TOKENS + max_tokens))
+    return max(1, min(SLOTS, int(room)))
 
 
 class Sampler:
     """`model` is trained, `engine` answers with the weights of the last `refresh`."""
 
-    def __init__(self, checkpoint: Path, student: StudentOptions, max_tokens: int) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        student: StudentOptions,
+        max_tokens: int,
+        recompute: bool | None = None,
+    ) -> None:
+        """`recompute`: layers are computed again on the way back; unsaid: on CUDA."""
         self.checkpoint, self._student = checkpoint, student
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         self.model = trainable(checkpoint)
@@ -33,11 +56,17 @@ class Sampler:
                 hint='on_policy.method = "exact" leaves it to TRL',
             )
         self.model.to("cuda" if has_cuda() else "cpu").train()
+        if has_cuda() if recompute is None else recompute:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
         copy = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
         copy.to(self.model.device)
         context = max(CONTEXT_TOKENS, 2 * max_tokens)
-        self.engine = TransformersEngine(copy, self.tokenizer, checkpoint.name, SLOTS, context)
+        slots = SLOTS
+        if has_cuda():
+            memory = torch.cuda.get_device_properties(self.model.device).total_memory
+            slots = sampling_slots(memory, copy.config, max_tokens)
+        self.engine = TransformersEngine(copy, self.tokenizer, checkpoint.name, slots, context)
         self.end = int(self.tokenizer.eos_token_id)
         pad = self.tokenizer.pad_token_id
         self.pad = self.end if pad is None else int(pad)

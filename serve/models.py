@@ -95,6 +95,22 @@ def check_reference(reference: str) -> None:
             raise DataError(f"model {reference} is not there: {path.name} does not exist")
 
 
+def reference_bytes(reference: str) -> int:
+    """What the files of a reference weigh on this disk; 0 where they are not here. Joins nothing.
+
+    Raises UsageError for a malformed reference.
+    """
+    kind, rest = _parse(reference)
+    if kind == "hub":
+        return 0
+    try:
+        if kind == "wheel":
+            return sum(_package_file(name).stat().st_size for name in _expand(rest))
+        return artifact_bytes(Path(rest).expanduser())
+    except (DataError, OSError):
+        return 0
+
+
 def _parse(reference: str) -> tuple[str, str]:
     kind, _, rest = reference.partition(":")
     if kind not in ("path", "wheel", "hub") or not rest or (kind != "path" and "/" not in rest):

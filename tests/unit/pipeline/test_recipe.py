@@ -58,7 +58,10 @@ def test_a_field_can_be_set_from_the_command_line(tmp_path):
 def test_an_unknown_recipe_names_the_built_in_ones():
     with pytest.raises(RecipeError, match="recipe 'nope' is not there") as caught:
         find_recipe("nope")
-    assert caught.value.hint == "built in: default, smoke, embedded/…, published/…; or give a path"
+    assert caught.value.hint == (
+        "built in: cluster, default, gpu-h100, gpu-small, smoke, embedded/…, published/…; "
+        "or give a path"
+    )
 
 
 def test_a_recipe_extends_another_key_by_key(tmp_path):

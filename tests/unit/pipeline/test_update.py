@@ -152,3 +152,16 @@ def test_a_skipped_update_leaves_the_weights(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert update(model, optimizer, batch, Guard(), 0.2, Workspace()).taken is True
     assert not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_layers_that_are_computed_again_give_the_same_gradients():
+    gradients = []
+    for again in (False, True):
+        model = tiny(packed=False).train()
+        if again:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        backward(model, batch_of(LESSONS, 0), 0.2, Workspace())
+        gradients.append([p.grad.clone() for p in model.parameters()])
+        assert model.is_gradient_checkpointing is again
+    for kept, computed in zip(*gradients, strict=True):
+        assert torch.equal(kept, computed)

@@ -1,0 +1,129 @@
+"""What a stage wants of one GPU's memory, or of this machine's: GiB, from shapes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from pipeline.model_shapes import Model
+from pipeline.recipe import Recipe, TeacherOptions
+
+GIB = 2.0**30
+# float32 weights, gradients and two AdamW moments (ZeRO, arXiv 1910.02054, section 3.1).
+TRAINED_BYTES = 16
+# Frozen weights of 16 or 4 bits, and adapters of about a hundredth with their AdamW states.
+LORA_BYTES, QLORA_BYTES = 2.2, 0.8
+# Activations a token, layer and hidden unit: Korthikanti et al. 2022 (arXiv 2205.05198, equation
+# 2) without attention's own, which fused kernels do not keep; recomputed layers keep their input.
+KEPT_BYTES, INPUT_BYTES = 34, 2
+# Logits of TRL's own loss in bfloat16 and again in float32; this project's loss holds 256 rows.
+LOGIT_BYTES, LOGIT_ROWS = 6, 256
+# CUDA's own context, kernels' scratch space.
+RUNTIME_GIB = 1.5
+# The copy of the student that writes the attempts, and what their keys and values may fill.
+COPY_BYTES, SAMPLING_SHARE = 2, 0.1
+
+
+@dataclass(frozen=True)
+class Memory:
+    """`wanted_gib` of `limit_gib`; `sequences` of full context have room at a time beside it."""
+
+    wanted_gib: float
+    limit_gib: float
+    sequences: int | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.wanted_gib <= self.limit_gib
+
+    def __str__(self) -> str:
+        room = "" if self.sequences is None else f", room for {self.sequences} whole sequences"
+        verdict = "fits" if self.fits else "DOES NOT FIT"
+        return f"{self.wanted_gib:.1f} of {self.limit_gib:.0f} GiB{room}: {verdict}"
+
+
+def machine_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+
+
+def limit_gib(recipe: Recipe) -> float:
+    """Of one GPU, or of this machine."""
+    return recipe.hardware.gpu_memory_gib or machine_gib()
+
+
+def answering(recipe: Recipe, model: Model) -> Memory:
+    """The teacher answering: weights over its GPUs, one sequence of full context, and the rest."""
+    teacher, whole_gib = recipe.teacher, limit_gib(recipe)
+    weights_gib = model.weights_bytes / GIB / teacher.tensor_parallel
+    share_gib = whole_gib * (teacher.memory_share if teacher.engine == "vllm" else 1.0)
+    besides_gib = _runtime_gib(recipe)
+    one_gib = sequence_gib(model, teacher)
+    free_gib = share_gib - weights_gib - besides_gib
+    room = int(max(0.0, free_gib) / one_gib) if one_gib else None
+    at_once = max(1, min(teacher.slots, room or 1)) if recipe.hardware.gpus else teacher.slots
+    return Memory(weights_gib + besides_gib + at_once * one_gib, share_gib, room)
+
+
+def sequence_gib(model: Model, teacher: TeacherOptions) -> float:
+    """Keys and values of one sequence of full context, on each of the teacher's GPUs."""
+    if model.shape is None:
+        return 0.0
+    return model.shape.kv_bytes() * teacher.context_tokens / GIB / teacher.tensor_parallel
+
+
+def training(recipe: Recipe, student: Model) -> Memory:
+    """SFT: states, and activations of the longest examples that are read at a time."""
+    plan = recipe.training
+    at_a_time, _ = plan.steps_of(recipe.sft.batch_examples)
+    tokens = at_a_time * recipe.sft.max_tokens
+    rows = tokens if plan.library_path else LOGIT_ROWS
+    shards = plan.processes if plan.strategy in ("fsdp2", "zero3") else 1
+    each = {"full": TRAINED_BYTES, "lora": LORA_BYTES, "qlora": QLORA_BYTES}[recipe.sft.method]
+    wanted_gib = each * student.parameters / GIB / shards
+    wanted_gib += _activations_gib(recipe, student, tokens, rows) + _runtime_gib(recipe)
+    return Memory(wanted_gib, limit_gib(recipe))
+
+
+def practising(recipe: Recipe, student: Model, teacher: Model) -> Memory:
+    """The student training beside its teacher, in one process unless `exact` is spread."""
+    options, plan = recipe.on_policy, recipe.training
+    states_gib = TRAINED_BYTES * student.parameters / GIB
+    if options.method == "exact":
+        at_a_time, _ = plan.steps_of(options.block_attempts)
+        tokens = at_a_time * options.max_tokens
+        states_gib /= plan.processes if plan.strategy in ("fsdp2", "zero3") else 1
+    else:
+        tokens = options.batch_lessons * options.max_tokens
+    wanted_gib = states_gib + COPY_BYTES * student.parameters / GIB + _runtime_gib(recipe)
+    sampling_gib = SAMPLING_SHARE * limit_gib(recipe) if recipe.hardware.gpus else 0.0
+    wanted_gib += max(sampling_gib, _activations_gib(recipe, student, tokens, LOGIT_ROWS))
+    if recipe.teacher.engine == "vllm":
+        wanted_gib += limit_gib(recipe) * recipe.teacher.practice_memory_share
+    elif recipe.teacher.engine != "http":
+        wanted_gib += teacher.weights_bytes / GIB
+    return Memory(wanted_gib, limit_gib(recipe))
+
+
+def _activations_gib(recipe: Recipe, student: Model, tokens: int, logit_rows: int) -> float:
+    if student.shape is None:
+        return 0.0
+    shape, again = student.shape, recipe.training.gradient_checkpointing
+    if again is None:
+        again = recipe.hardware.gpus > 0
+    kept = INPUT_BYTES * shape.layers + KEPT_BYTES if again else KEPT_BYTES * shape.layers
+    logits = LOGIT_BYTES * min(tokens, logit_rows) * shape.vocabulary
+    return (kept * tokens * shape.hidden + logits) / GIB
+
+
+def _runtime_gib(recipe: Recipe) -> float:
+    return RUNTIME_GIB if recipe.hardware.gpus else 0.0
+
+
+def disk_gb(recipe: Recipe, weights: int, answers: int = 0, answer_tokens: float = 0.0) -> float:
+    """At most, while it runs: states to resume from, checkpoints, files, and the traces' text."""
+    files = len(recipe.gguf.types) + len(recipe.gguf.bits) + len(recipe.onnx.precisions)
+    practising = recipe.on_policy.method != "none"
+    states = 12 * weights * (1 + practising)
+    # Four bytes a token, and ids beside them; answered, judged, kept, made into examples.
+    text = 4 * 10 * answers * answer_tokens
+    return (states + (2 + files) * 2 * weights + text) / 1e9

@@ -1,0 +1,133 @@
+"""What a run will take, from its recipe; told without a network, for every recipe there is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import forecast as forecasts
+from pipeline.forecast import forecast
+from pipeline.recipe_files import FOLDER, find_recipe, load_recipe
+from pipeline.sampler import sampling_slots
+
+ROOT = Path(__file__).parent.parent.parent.parent
+
+PRESETS = {
+    "gpu-small": [
+        "forecast for 1 GPU of 24 GiB and 165 TFLOP/s",
+        "6,000 answers of about 1,434 tokens",
+        "room for 20 whole sequences: fits",
+        "4,200 examples, 12.5 M tokens",
+        "5,120 attempts, 1.8 M tokens",
+        "in all         3.1 h, 2 GPU-hours",
+    ],
+    "gpu-h100": [
+        "forecast for 1 GPU of 80 GiB and 989 TFLOP/s",
+        "20,000 answers of about 2,867 tokens",
+        "14,000 examples, 82.0 M tokens",
+        "25,600 attempts, 36.7 M tokens",
+        "in all         9.9 h, 5 GPU-hours",
+    ],
+    "cluster": [
+        "forecast for 8 GPUs of 80 GiB and 989 TFLOP/s",
+        "100,000 answers of about 5,734 tokens",
+        "8.6 h on 8 GPUs",
+        "70,000 examples, 811.2 M tokens",
+        "38,400 attempts, 55.1 M tokens",
+        "in all         15.0 h, 82 GPU-hours",
+    ],
+}
+
+# In a process of its own: an audit hook stays for good.
+OFFLINE = """
+import contextlib, io, sys
+NETWORK = {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.sendto"}
+def refuse(event, given):
+    if event in NETWORK or event == "socket.connect" and not isinstance(given[1], (str, bytes)):
+        raise RuntimeError(f"network: {event} {given[1:]}")
+sys.addaudithook(refuse)
+from pipeline.all import main
+for recipe in sys.argv[1:]:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = main([recipe, "--run", "nowhere", "--dry-run"])
+    lines = said.getvalue().splitlines()
+    print(code, sum(line.endswith("to do") for line in lines) > 8, any(
+        line.startswith("in all") for line in lines), recipe)
+print("torch" in sys.modules)
+"""
+
+
+def test_a_dry_run_of_every_recipe_asks_no_network(tmp_path):
+    recipes = sorted(str(path) for path in FOLDER.rglob("*.toml"))
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, *recipes],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert done.stderr == ""
+    *said, torch = done.stdout.splitlines()
+    assert said == [f"0 True True {recipe}" for recipe in recipes]
+    assert torch == "False"
+    assert not (ROOT / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_are_forecast_and_fit(name):
+    text = "\n".join(forecast(load_recipe(find_recipe(name))))
+    assert [line for line in PRESETS[name] if line not in text] == []
+    assert "warning" not in text
+    assert text.count(": fits") == 3
+
+
+def test_what_does_not_fit_is_said_with_value_and_limit():
+    wishes = ("teacher.model=hub:Qwen/Qwen3-32B",)
+    lines = forecast(load_recipe(find_recipe("gpu-small"), wishes))
+    assert "warning: 02-traces wants 63.8 GiB where 21.6 GiB are" in lines
+
+
+def test_more_gpus_than_there_are_and_unknown_models_are_said():
+    wishes = ("hardware.gpus=4", "student.model=hub:someone/secret")
+    lines = forecast(load_recipe(find_recipe("cluster"), wishes))
+    assert "warning: the recipe uses 8 GPUs, hardware.gpus is 4" in lines
+    assert "warning: the size of student secret is unknown here; its part is left out" in lines
+
+
+def test_training_counts_six_operations_a_weight_and_token_and_eight_with_layers_again():
+    recipe = load_recipe(find_recipe("gpu-small"))
+    again, kept = (
+        recipe.model_copy(
+            update={
+                "training": recipe.training.model_copy(update={"gradient_checkpointing": wanted})
+            }
+        )
+        for wanted in (True, False)
+    )
+    seconds = [_sft_seconds(r) for r in (again, kept)]
+    assert seconds[0] / seconds[1] == pytest.approx(8 / 6)
+    # 595.8 M weights, 12.55 M tokens, a third of 165 TFLOP/s.
+    assert seconds[1] == pytest.approx(6 * 595.8e6 * 12.547e6 / (165e12 * 0.35), rel=0.01)
+
+
+def _sft_seconds(recipe) -> float:
+    work = forecasts.work_of(recipe)
+    return next(line.seconds for line in forecasts.lines_of(work) if line.stage == "04-sft")
+
+
+def test_the_price_is_that_of_the_gpu_hours():
+    lines = forecast(load_recipe(find_recipe("cluster"), ("hardware.price_per_gpu_hour=2.5",)))
+    assert "in all         15.0 h, 82 GPU-hours, 205 at the price given" in lines
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "tokens", "slots"), [(24, 1024, 17), (80, 4096, 17), (80, 1024, 58), (1, 9999, 1)]
+)
+def test_attempts_at_a_time_are_those_whose_keys_and_values_fit(gigabytes, tokens, slots):
+    class Qwen3Small:
+        num_attention_heads, num_key_value_heads, head_dim = 16, 8, 128
+        num_hidden_layers, hidden_size = 28, 1024
+
+    assert sampling_slots(gigabytes * 2**30, Qwen3Small, tokens) == slots

@@ -2,6 +2,7 @@
 and nobody is left at work."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def test_a_killed_curation_starts_again_and_ends_with_the_same_bytes(stored):
 
 
 def test_a_killed_worker_ends_the_stage_with_an_error(stored):
+    shutil.rmtree(stored / "out", ignore_errors=True)
     child = start(stored / "curate.py", stored)
     deadline_s = time.monotonic() + 60
     while not (stored / "out" / "scratch" / "index-000003.jsonl").exists():

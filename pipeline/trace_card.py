@@ -37,8 +37,8 @@ class Shards(Record):
 
 
 def trace_card(about: Shards, name: str, pattern: str) -> str:
-    """`pattern` matches the names of all shards."""
-    known = about.license.lower() in HUB_LICENSES
+    """`pattern` matches the names of all shards; of several models one licence says too little."""
+    known = about.license.lower() in HUB_LICENSES and len(about.models) == 1
     licence = about.license.lower() if known else "other"
     return f"""---
 license: {licence}
@@ -71,8 +71,8 @@ traces = load_dataset("FOLDER", split="train").filter(lambda row: row["passed"])
 
 {_table("Family", about.families)}
 
-- **Licence of the teacher**: {about.license}. It, and those of the problems, apply to what a model
-  learns from these traces.
+- **Licence of the teacher**: {about.license}. It, those of other models in the table and those of
+  the problems apply to what a model learns from these traces.
 - **Provenance**: `model` says which weights answered in which runtime, `prompt_sha256` which prompt
   was before the question, `verifier` who judged and in which version; `key` is the sha256 of all
   that determines an answer. `entry` is what the verifier needs, as JSON.

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -77,26 +77,33 @@ def export(root: Path, out: Path, kind: Format = "parquet", shard_mb: int = 256)
     shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
     names = [f"traces-{n:05d}-of-{len(cuts):05d}.{kind}" for n in range(len(cuts))]
     pieces = [_Piece(store, partial / n, kind, *cut) for n, cut in zip(names, cuts, strict=True)]
+    try:
+        about = _written(pieces, recipe.teacher.license)
+        write_json(partial / SHARDS, about.model_dump(mode="json"))
+        write_file(partial / "README.md", trace_card(about, recipe.run.name, f"traces-*.{kind}"))
+        _rename(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return about
+
+
+def _written(pieces: Sequence[_Piece], license_name: str) -> Shards:
     tally = _Tally(Counter(), Counter(), Counter())
     shards = []
-    with workers(workers_for(store.stat().st_size)) as crew:
+    with workers(workers_for(pieces[-1].end)) as crew:
         for shard, part in crew.map(_write_shard, pieces):
             shards.append(shard)
             for total, more in zip(tally, part, strict=True):
                 total.update(more)
-    about = Shards(
+    return Shards(
         retort=version("retort"),
-        license=recipe.teacher.license,
+        license=license_name,
         traces=sum(shard.traces for shard in shards),
         models=dict(sorted(tally.models.items())),
         verdicts=dict(sorted(tally.verdicts.items())),
         families=dict(sorted(tally.families.items())),
         shards=tuple(shards),
     )
-    write_json(partial / SHARDS, about.model_dump(mode="json"))
-    write_file(partial / "README.md", trace_card(about, recipe.run.name, f"traces-*.{kind}"))
-    _rename(partial, out)
-    return about
 
 
 def _write_shard(piece: _Piece) -> tuple[Shard, _Tally]:
@@ -187,7 +194,7 @@ def _read_shard(arrival: _Arrival) -> Path:
     if found != shard.sha256:
         raise UntrustedFile(f"sha256 of {path} is {found}, {SHARDS} says {shard.sha256}")
     count, last, ordered = 0, "", True
-    with arrival.target.open("wb") as file:
+    with replacing(arrival.target) as file:
         for place, row in READERS[path.suffix](path):
             trace = trace_of(row, place)
             file.write(record_line(trace).encode("utf-8"))
@@ -199,7 +206,7 @@ def _read_shard(arrival: _Arrival) -> Path:
         return arrival.target
     target = arrival.target.with_suffix(".sorted")
     runs = arrival.target.with_suffix(".runs")
-    with arrival.target.open("rb") as lines, target.open("wb") as file:
+    with arrival.target.open("rb") as lines, replacing(target) as file:
         file.writelines(sorted_lines(lines, _key, runs))
     return target
 

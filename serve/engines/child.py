@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TextIO
 
 import numpy as np
@@ -34,14 +35,25 @@ SILENCE_LIMIT_S = 1800.0
 
 
 class ChildEngine:
-    """The parent's side. `close` ends the child; so does the parent's own death."""
+    """The parent's side, to be asked once it is `ready`.
 
-    def __init__(self, name: str, options: dict[str, Any], silence_limit_s: float) -> None:
+    `close` ends the child; so does the end of the thread that made it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: dict[str, Any],
+        silence_limit_s: float = SILENCE_LIMIT_S,
+        python: str = sys.executable,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._silence_limit_s, self._silent = silence_limit_s, False
         # The child's last words: a file, because a pipe that nobody reads fills up.
         self._words = tempfile.TemporaryFile()  # noqa: SIM115
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "serve.engines.child", name, json.dumps(options, default=str)],
+            [python, "-m", "serve.engines.child", name, json.dumps(options, default=str)],
+            env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._words,
@@ -49,11 +61,16 @@ class ChildEngine:
             encoding="utf-8",
         )
         self.name = name
+        self.batch_invariant, self.block = False, 1
         self._unread, self._turn = False, 0
+
+    def ready(self) -> ChildEngine:
+        """Itself, once the model is loaded. Raises EngineError when it does not come up."""
         hello = self._read()
         self.name = str(hello["name"])
         self.batch_invariant = bool(hello["batch_invariant"])
         self.block = int(hello["block"])
+        return self
 
     def close(self) -> None:
         self._child.kill()
@@ -172,7 +189,7 @@ def load_in_child(
 
     A child that says nothing for `silence_limit_s`, as one that hangs, is killed.
     """
-    return ChildEngine(name, options, silence_limit_s)
+    return ChildEngine(name, options, silence_limit_s).ready()
 
 
 def replies_apart() -> TextIO:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache
 
-from serve.engines.sampling import pick_tokens
+from serve.engines.sampling import TAIL_NATS, pick_tokens, uniform
 from serve.engines.stepping import left_padded
 from serve.messages import Sampling
 
@@ -30,6 +30,9 @@ class Block:
         if all(s.temperature == 0.0 for s in samplings):
             ids: list[int] = logits_BV.argmax(dim=-1).tolist()
             return ids
+        if logits_BV.is_cuda:
+            drawn: list[int] = pick_tokens_there(logits_BV, samplings, position).tolist()
+            return drawn
         return pick_tokens(logits_BV.float().cpu().numpy(), samplings, position)
 
     @torch.inference_mode()
@@ -55,3 +58,29 @@ class Block:
         self._cache.reorder_cache(kept_K)  # every kind of layer has it, and takes fewer rows
         self._ids_BT, self._mask_BT = self._ids_BT[kept_K], self._mask_BT[kept_K]
         return True
+
+
+@torch.inference_mode()
+def pick_tokens_there(
+    logits_BV: torch.Tensor, samplings: Sequence[Sampling], position: int
+) -> torch.Tensor:
+    """`pick_tokens` (B,) where the logits are: for a GPU, which sorts faster than it hands over."""
+
+    def column(values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=logits_BV.device)[:, None]
+
+    temperature_B1 = column([sampling.temperature or 1.0 for sampling in samplings])
+    best_B1 = logits_BV.max(dim=1, keepdim=True).values.double()
+    scores_BV = (logits_BV.double() - best_B1) / temperature_B1
+    scores_BV, ids_BV = scores_BV.sort(dim=1, descending=True, stable=True)
+    weights_BV = scores_BV.exp().where(scores_BV > -TAIL_NATS, 0.0)
+    cumulative_BV = weights_BV.cumsum(dim=1)
+    cumulative_BV = cumulative_BV / cumulative_BV[:, -1:]
+    last_B1 = torch.searchsorted(cumulative_BV, column([s.top_p for s in samplings]))
+    # A nucleus of the whole mass ends at its last token, not at the tail's first.
+    last_B1 = last_B1.clamp(max=(weights_BV > 0).sum(dim=1, keepdim=True) - 1)
+    kept_B1 = cumulative_BV.gather(1, last_B1)
+    draws_B1 = column([uniform(s.seed, position) for s in samplings]) * kept_B1
+    rank_B1 = torch.searchsorted(cumulative_BV, draws_B1, right=True).minimum(last_B1)
+    greedy_B1 = column([float(s.temperature == 0.0) for s in samplings]) > 0
+    return ids_BV.gather(1, rank_B1.masked_fill(greedy_B1, 0))[:, 0]

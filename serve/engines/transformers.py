@@ -8,8 +8,7 @@ engine: a request's seed means the same everywhere, and no model's generation co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
-from itertools import accumulate, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from serve.engines.attention import GROUPED
 from serve.engines.base import LogitsTV
 from serve.engines.blocks import BlockEngine
+from serve.engines.checkpoint_tokenizer import CheckpointTokenizer
 from serve.engines.decoding import Block
 from serve.engines.prefixes import Prompts
 from serve.engines.shared_prefix import SharedPrefix
 from serve.engines.stepping import Rows
 from serve.engines.stopping import token_ids
-from serve.engines.token_bytes import token_bytes
 from serve.errors import EngineError
 from serve.hardware import has_cuda, has_fast_bfloat16
 from serve.messages import Grade, Message, Request, TokenScores
@@ -71,6 +70,7 @@ class TransformersEngine(BlockEngine):
         prefixes: int = 1,
     ) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
+        self._text = CheckpointTokenizer(tokenizer)
         self._prefix, self._prompts = SharedPrefix(model, prefixes), Prompts(self.prompt_ids)
         if not has_cuda() and model._supports_attention_backend:
             model.set_attn_implementation(GROUPED)
@@ -90,23 +90,19 @@ class TransformersEngine(BlockEngine):
         self.model = None
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        turns = [{"role": m.role, "content": m.content} for m in messages]
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return self._encode(text)
+        return self._text.prompt_ids(messages)
 
     def vocabulary(self) -> list[bytes | None]:
-        return self._token_bytes
+        return self._text.vocabulary
 
     def _rows(self, prompts: Sequence[list[int]], answer_tokens: int) -> Rows:
         return Block(self.model, prompts, self._pad)
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return self._text.encode(text)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        return self._text.decode(ids)
 
     def grade(self, requests: Sequence[Request], top: int) -> list[Grade]:
         cut = [self._prompts.cut(r.messages, r.opening) for r in requests]
@@ -169,11 +165,7 @@ class TransformersEngine(BlockEngine):
         )
 
     def _byte_ends(self, ids: Sequence[int]) -> list[int]:
-        return list(accumulate(len(self._token_bytes[i] or b"") for i in ids))
-
-    @cached_property
-    def _token_bytes(self) -> list[bytes | None]:
-        return token_bytes(self.tokenizer)
+        return self._text.byte_ends(ids)
 
     def _row(self, values: Sequence[Any]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.model.device)

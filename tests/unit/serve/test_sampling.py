@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+import torch
 
-from serve.engines.sampling import pick_token, uniform
+from serve.engines.decoding import pick_tokens_there
+from serve.engines.sampling import pick_token, pick_tokens, uniform
 from serve.messages import Sampling
 
 LOGITS_V = np.log(np.array([0.5, 0.25, 0.15, 0.1], dtype=np.float32))
@@ -37,3 +39,19 @@ def test_the_random_number_depends_on_seed_and_position_alone():
     assert uniform(3, 7) == uniform(3, 7)
     assert len({uniform(seed, position) for seed in range(30) for position in range(30)}) == 900
     assert 0.0 <= min(uniform(1, p) for p in range(1000)) < 0.01
+
+
+def test_a_gpu_draws_what_a_processor_draws():
+    draw = np.random.default_rng(3)
+    logits_BV = (draw.standard_normal((9, 400)) * 3).astype(np.float32)
+    logits_BV[4] -= logits_BV[4]  # all alike: ties are broken by id
+    samplings = [
+        Sampling(temperature=temperature, top_p=top_p, seed=seed)
+        for seed, (temperature, top_p) in enumerate(
+            [(1.0, 1.0), (0.0, 1.0), (0.7, 0.95), (1.5, 0.5), (1.0, 1.0), (0.05, 1.0)] * 2
+        )
+    ][:9]
+    for position in range(200):
+        expected = pick_tokens(logits_BV, samplings, position)
+        there = pick_tokens_there(torch.from_numpy(logits_BV), samplings, position)
+        assert there.tolist() == expected

@@ -5,8 +5,24 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from pipeline.store import write_file
+
 # Written into a checkpoint folder after everything else: a folder without it was being written.
 COMPLETE = "COMPLETE"
+
+
+# How many processes shared what, beside the checkpoints: a share is no use to another number.
+SHAPE = ".shape"
+ONE_PROCESS = "none 1"
+
+
+def forget_other_shapes(folder: Path, shape: str) -> None:
+    """Remove checkpoints of a training that was spread another way (strategy and processes)."""
+    kept = folder.with_suffix(SHAPE)
+    found = kept.read_text(encoding="ascii") if kept.exists() else ONE_PROCESS
+    if found != shape:
+        shutil.rmtree(folder, ignore_errors=True)
+    write_file(kept, shape)
 
 
 def newest_complete(folder: Path) -> Path | None:

@@ -14,13 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoints import newest_complete
+from pipeline.checkpoints import forget_other_shapes, newest_complete
 from pipeline.memory import keep_freed_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import StudentOptions
 from pipeline.records import Problem
 from pipeline.run import SCRATCH, Context
+from pipeline.spread import ExactJob, train_spread
+from pipeline.store import write_records
+from pipeline.training_options import TrainingOptions
 from serve.errors import DataError
+
+# What processes of their own practise on, beside their checkpoints.
+PROBLEMS = "problems.jsonl"
 
 if TYPE_CHECKING:
     from pipeline.exact_attempts import ExactSampler
@@ -48,7 +54,30 @@ def refine_exact(
     from pipeline.exact_attempts import planned_steps
 
     scratch = out / SCRATCH / "checkpoints"
+    forget_other_shapes(scratch, context.training.shape)
     resume = newest_complete(scratch)
+    done = int(resume.name.partition("-")[2]) if resume is not None else 0
+    if resume is not None:
+        context.log.info("resuming from %s", resume.name)
+    if context.training.spread:
+        write_records(scratch / PROBLEMS, problems)
+        job = ExactJob(
+            base=checkpoint.resolve(),
+            teacher=teacher_checkpoint.resolve(),
+            scratch=scratch.resolve(),
+            out=out.resolve(),
+            problems=(scratch / PROBLEMS).resolve(),
+            student=student,
+            options=options,
+            seed=context.seed,
+            training=context.training,
+            resume=resume and resume.resolve(),
+        )
+        with context.progress.bar("practice", planned_steps(options)) as bar:
+            bar.advance(done)
+            rows = train_spread(job, lambda step, loss: bar.advance(1, f"divergence {loss:.3f}"))
+        shutil.rmtree(scratch, ignore_errors=True)
+        return rows
     with context.progress.bar("practice", planned_steps(options)) as bar:
         exact = Exact(
             checkpoint,
@@ -59,10 +88,9 @@ def refine_exact(
             scratch,
             context.seed,
             lambda step, loss: bar.advance(1, f"divergence {loss:.3f}"),
+            context.training,
         )
-        if resume is not None:
-            context.log.info("resuming from %s", resume.name)
-            bar.advance(int(resume.name.partition("-")[2]))
+        bar.advance(done)
         rows = exact.run(resume)
     exact.save(out)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -82,13 +110,15 @@ class Exact:
         scratch: Path,
         seed: int,
         on_step: OnStep,
+        training: TrainingOptions = TrainingOptions(),  # noqa: B008 frozen
     ) -> None:
         import torch
         from transformers import AutoTokenizer
 
         from pipeline.exact_attempts import Practice
         from pipeline.exact_trainer import build_trainer, exact_config
-        from pipeline.trainable import trainable
+        from pipeline.sampler import PROMPT_TOKENS
+        from pipeline.trainable import layers_again, trainable, untouched
 
         tokenizer, other = (
             AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -97,18 +127,24 @@ class Exact:
         tokens = compare_vocabularies(tokenizer, other)
         options = options.resolved("exact")
         torch.manual_seed(seed)
-        model, teacher = trainable(checkpoint), frozen(teacher_checkpoint)
-        rows = shared_rows(model, teacher, tokens)
-        self._cut = cut_padding(model, rows)
-        cut_padding(teacher, rows)
+        library = training.library_path
+        model = untouched(checkpoint) if library else trainable(checkpoint)
+        teacher = frozen(teacher_checkpoint, packed=not library)
+        self._checkpoint, self._rows = checkpoint, shared_rows(model, teacher, tokens)
+        self._cut = cut_padding(model, self._rows)
+        cut_padding(teacher, self._rows)
+        at_a_time, _ = training.steps_of(options.batch_lessons)
+        tokens = at_a_time * (PROMPT_TOKENS + options.max_tokens)
+        again = layers_again(training.gradient_checkpointing, checkpoint, tokens)
         self.trainer: ExactTrainer = build_trainer(
             model,
             teacher,
-            _sampler(checkpoint, tokenizer, rows, options),
+            _sampler(checkpoint, tokenizer, self._rows, options),
             tokenizer,
             Practice(problems, student, options, seed),
-            exact_config(options, scratch, seed),
+            exact_config(options, scratch, seed, training, again),
             on_step,
+            library,
         )
 
     def run(self, resume: Path | None) -> list[dict[str, Any]]:
@@ -124,7 +160,13 @@ class Exact:
         """A plain checkpoint in bfloat16 with as many rows as it came with."""
         import torch
 
-        model = self.trainer.model
+        from pipeline.trainable import trained_model
+
+        model = trained_model(
+            self.trainer, self._checkpoint, lambda plain: cut_padding(plain, self._rows)
+        )
+        if model is None:
+            return
         give_back_padding(model, self._cut)
         model.to(torch.bfloat16).save_pretrained(folder)
         self.trainer.processing_class.save_pretrained(folder)
@@ -151,8 +193,9 @@ def _quoted(token: str | None) -> str:
     return "no token" if token is None else repr(token)
 
 
-def frozen(checkpoint: Path) -> Any:
-    """The teacher in the dtype that is fast here, with the student's attention."""
+def frozen(checkpoint: Path, packed: bool = True) -> Any:
+    """A model to read with, in the dtype that is fast here; `packed` is the attention of a student
+    that one process trains on a CPU."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -163,25 +206,21 @@ def frozen(checkpoint: Path) -> Any:
         checkpoint,
         dtype=torch.bfloat16 if has_fast_bfloat16() else torch.float32,
         local_files_only=True,
-        attn_implementation=None if has_cuda() else "eager",
+        attn_implementation=None if has_cuda() or not packed else "eager",
     )
-    if not has_cuda() and packs(model):
+    if packed and not has_cuda() and packs(model):
         model.set_attn_implementation(PACKED)
     return model.eval().requires_grad_(False)
 
 
-def _sampler(
-    checkpoint: Path, tokenizer: Any, rows: int, options: OnPolicyOptions
-) -> ExactSampler | None:
-    """Our sampling; on CUDA none, TRL's then."""
+def _sampler(checkpoint: Path, tokenizer: Any, rows: int, options: OnPolicyOptions) -> ExactSampler:
     from pipeline.exact_attempts import ExactSampler
     from serve.engines.transformers import TransformersEngine
     from serve.hardware import has_cuda
 
-    if has_cuda():
-        return None
     copied = frozen(checkpoint)
     cut_padding(copied, rows)
+    copied.to("cuda" if has_cuda() else "cpu")
     context_tokens = getattr(copied.config.get_text_config(), "max_position_embeddings", 2**31)
     engine = TransformersEngine(
         copied, tokenizer, checkpoint.name, options.batch_lessons, context_tokens

@@ -58,7 +58,7 @@ def steps_of_block(options: OnPolicyOptions) -> int:
 
 
 class ExactSampler:
-    """Draws attempts on a CPU from a copy of the student, in the dtype that is fast there."""
+    """Draws attempts from a copy of the student, in the dtype that is fast where it runs."""
 
     def __init__(self, engine: TransformersEngine, options: OnPolicyOptions) -> None:
         self.engine, self._options = engine, options
@@ -74,21 +74,21 @@ class ExactSampler:
             answer = answers[row["key"]]
             prompts.append(self.engine.prompt_ids([Message(**turn) for turn in row["prompt"]]))
             attempts.append([*answer.ids, *(ends if answer.finish == "stop" else [])])
-        prompt_BP, prompt_mask_BP = _padded(prompts, ends[0], "left")
-        answer_BA, answer_mask_BA = _padded(attempts, ends[0], "right")
+        device = self.engine.model.device
+        prompt_BP, prompt_mask_BP = _padded(prompts, ends[0], "left", device)
+        answer_BA, answer_mask_BA = _padded(attempts, ends[0], "right", device)
         return {
             "prompt_ids": prompt_BP,
             "prompt_mask": prompt_mask_BP,
             "completion_ids": answer_BA,
             "completion_mask": answer_mask_BA,
-            "num_items_in_batch": answer_mask_BA.sum(),
         }
 
     @torch.no_grad()
     def _take_weights(self, student: Any) -> None:
         pairs = zip(self.engine.model.parameters(), student.parameters(), strict=True)
         for copied, trained in pairs:
-            copied.copy_(trained)
+            copied.copy_(whole(trained))
 
     def _request(self, row: dict[str, Any]) -> Request:
         return Request(
@@ -102,14 +102,25 @@ class ExactSampler:
         )
 
 
+def whole(parameter: Any) -> Any:
+    """A share's whole tensor (FSDP2); every process asks for it."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+
+
+def in_parts(drawn: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Tensor]]:
+    """The rows of a batch in so many batches, one after the other."""
+    chunks = {name: tensor.chunk(parts) for name, tensor in drawn.items()}
+    return [dict(zip(chunks, rows, strict=True)) for rows in zip(*chunks.values(), strict=True)]
+
+
 def _padded(
-    rows: Sequence[Sequence[int]], pad: int, side: str
+    rows: Sequence[Sequence[int]], pad: int, side: str, device: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     masks = [torch.ones_like(tensor) for tensor in tensors]
     return (
-        pad_sequence(tensors, batch_first=True, padding_value=pad, padding_side=side),
-        pad_sequence(masks, batch_first=True, padding_side=side),
+        pad_sequence(tensors, batch_first=True, padding_value=pad, padding_side=side).to(device),
+        pad_sequence(masks, batch_first=True, padding_side=side).to(device),
     )
 
 

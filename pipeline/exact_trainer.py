@@ -1,8 +1,8 @@
-"""TRL's `DistillationTrainer` with what a CPU needs: our sampling, no padding, few logits.
+"""TRL's `DistillationTrainer` with our sampling and, on a CPU, no padding and few logits.
 
-On CUDA TRL samples and computes the loss itself. On other devices its `generate` and its loss, of
-every position of the padded batch, take most of a step: there attempts come from our engine and
-the loss, the same value, from the answers' places alone. Updates that are broken are skipped.
+Attempts come from our engine over a copy of the student, each from its own seed, whichever process
+draws it. On a CPU TRL's loss of every position of the padded batch takes most of a step: there one
+process takes the same value from the answers' places alone. Updates that are broken are skipped.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from trl import DistillationConfig, DistillationTrainer
 from pipeline.exact_attempts import (
     ExactSampler,
     Practice,
+    in_parts,
     planned_steps,
     right_padded,
     steps_of_block,
@@ -29,7 +30,9 @@ from pipeline.exact_loss import Side, summed_divergence
 from pipeline.head_loss import Workspace, has_plain_head
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.packing import kept_places, packed_hidden_states
+from pipeline.processors import in_float32_only, processor_settings
 from pipeline.store import write_json
+from pipeline.training_options import TrainingOptions
 from pipeline.training_steps import Housekeeping, step_again
 from pipeline.update import GRADIENT_LIMIT, Guard
 from serve.hardware import has_cuda, has_fast_bfloat16
@@ -40,37 +43,43 @@ OnStep = Callable[[int, float], None]
 
 
 class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
-    """`DistillationTrainer` with a guard; off CUDA with our sampling and loss."""
+    """`DistillationTrainer` with a guard and our sampling; one process off CUDA has our loss, too.
+
+    `library_path`: TRL's own loss everywhere.
+    """
 
     _warm = False
 
-    def __init__(self, sampler: ExactSampler | None, **arguments: Any) -> None:
+    def __init__(self, sampler: ExactSampler, library_path: bool = False, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.sampler, self.guard = sampler, Guard()
-        self._workspace = Workspace()
+        self._workspace, self._library_path = Workspace(), library_path or has_cuda()
+        self._drawn: list[dict[str, torch.Tensor]] = []
         self._loss_nats, self._norm, self._attempt_tokens = math.nan, math.nan, 0
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """None: a checkpoint is a state to resume from, and the run writes its own card."""
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        if self.sampler is None:
-            inputs = super()._prepare_inputs(generation_batch)
-        else:
-            inputs = self.sampler.draw(self.accelerator.unwrap_model(self.model), generation_batch)
-        self._attempt_tokens = int(inputs["num_items_in_batch"])
-        return inputs
+        """Attempts are drawn for a whole update, and read in as many parts as it accumulates."""
+        parts = self.args.gradient_accumulation_steps
+        if self._step % parts == 0 or not self._drawn:
+            drawn = self.sampler.draw(self.accelerator.unwrap_model(self.model), generation_batch)
+            tokens = self.accelerator.gather(drawn["completion_mask"].sum()).sum()
+            self._attempt_tokens, self._loss_nats = int(tokens), 0.0
+            self._drawn = [part | {"num_items_in_batch": tokens} for part in in_parts(drawn, parts)]
+        return self._drawn[self._step % parts]
 
     def training_step(self, model: Any, inputs: Any, *rest: Any) -> torch.Tensor:
-        """The first step of a process runs twice where we sample (`step_again`), sampling
-        included."""
+        """The first step of a process runs twice on a CPU (`step_again`), sampling included."""
         step = partial(super().training_step, model, inputs, *rest)
-        if self._warm or self.sampler is None:
+        if self._warm or self._library_path:
             loss: torch.Tensor = step()
         else:
             self._warm = True
             loss = step_again(step, model)
-        self._loss_nats = float(loss.detach())
+        # Of the whole update, on every process alike: the guard acts on it.
+        self._loss_nats += float(self.accelerator.gather(loss.detach()).mean())
         return loss
 
     def compute_loss(
@@ -83,7 +92,7 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
         """Mean divergence (nats) over the tokens of the attempts."""
         student, teacher = self.accelerator.unwrap_model(model), self.teacher_model
         plain = has_plain_head(student) and has_plain_head(teacher)
-        if self.sampler is None or return_outputs or not plain:
+        if self._library_path or return_outputs or not plain:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         attempts = right_padded(inputs)
         kept_BT = kept_places(attempts.real_BT)
@@ -107,7 +116,7 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
         """Before every update: one that the guard refuses is left without gradients, which the
         optimizer passes over."""
         norm = super()._clip_grad_norm(model)
-        self._norm = float(norm)
+        self._norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if not self.guard.allows(self._loss_nats, self._norm):
             model.zero_grad(set_to_none=True)
         return norm
@@ -146,22 +155,25 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             self._on_step(state.global_step, math.nan if loss is None else loss)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_json(folder / GUARD, self._guard.state())
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(folder / GUARD, self._guard.state())
 
 
 def build_trainer(
     student: Any,
     teacher: Any,
-    sampler: ExactSampler | None,
+    sampler: ExactSampler,
     tokenizer: Any,
     practice: Practice,
     config: DistillationConfig,
     on_step: OnStep,
+    library_path: bool,
 ) -> ExactTrainer:
     """A trainer ready to run. `student` and `teacher` have heads of the same rows."""
     trainer = ExactTrainer(
         sampler,
+        library_path,
         model=student,
         teacher_model=teacher,
         args=config,
@@ -174,13 +186,20 @@ def build_trainer(
     return trainer
 
 
-def exact_config(options: OnPolicyOptions, scratch: Path, seed: int) -> DistillationConfig:
-    """The temperature is that of the attempts alone: distributions are compared as they are."""
+def exact_config(
+    options: OnPolicyOptions, scratch: Path, seed: int, training: TrainingOptions, again: bool
+) -> DistillationConfig:
+    """The temperature is that of the attempts alone: distributions are compared as they are.
+
+    `again`: layers are computed again on the way back.
+    """
     cuda = has_cuda()
+    at_a_time, readings = training.steps_of(options.batch_lessons)
     return DistillationConfig(
         output_dir=str(scratch),
         max_steps=planned_steps(options),
-        per_device_train_batch_size=options.batch_lessons,
+        per_device_train_batch_size=at_a_time,
+        gradient_accumulation_steps=readings,
         learning_rate=options.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
@@ -191,9 +210,9 @@ def exact_config(options: OnPolicyOptions, scratch: Path, seed: int) -> Distilla
         max_completion_length=options.max_tokens,
         shuffle_dataset=False,
         disable_dropout=True,
-        bf16=has_fast_bfloat16(),
-        use_cpu=not cuda,
-        gradient_checkpointing=cuda,
+        bf16=has_fast_bfloat16() and not in_float32_only(training.strategy),
+        **processor_settings(training.strategy),
+        gradient_checkpointing=again,
         optim="adamw_torch_fused",
         weight_decay=0.0,
         logging_steps=1,
@@ -201,7 +220,7 @@ def exact_config(options: OnPolicyOptions, scratch: Path, seed: int) -> Distilla
         save_strategy="steps",
         save_steps=options.checkpoint_blocks * steps_of_block(options),
         save_total_limit=2,
-        report_to="none",
+        report_to=list(training.report_to) or "none",
         seed=seed,
         data_seed=seed,
         dataloader_num_workers=0,

@@ -111,7 +111,7 @@ def _sft(work: Work) -> Line:
     examples = min(examples, recipe.supervise.traces or examples)
     longest = min(work.answer_tokens + QUESTION_TOKENS, recipe.sft.max_tokens)
     tokens = examples * longest * recipe.sft.epochs
-    again = plan.gradient_checkpointing is not False and work.on_gpus
+    again = forecast_memory.training_computes_again(recipe, work.student)
     each = TRAINING_AGAIN if again else TRAINING
     seconds = each * work.student.multiplied * tokens / _rate(recipe, plan.processes, LEARNING)
     memory = forecast_memory.training(recipe, work.student)

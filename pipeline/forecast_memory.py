@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from pipeline.model_shapes import Model
+from pipeline.model_shapes import Model, Shape
 from pipeline.recipe import Recipe, TeacherOptions
 
 GIB = 2.0**30
@@ -13,9 +13,13 @@ GIB = 2.0**30
 TRAINED_BYTES = 16
 # Frozen weights of 16 or 4 bits, and adapters of about a hundredth with their AdamW states.
 LORA_BYTES, QLORA_BYTES = 2.2, 0.8
-# Activations a token, layer and hidden unit: Korthikanti et al. 2022 (arXiv 2205.05198, equation
-# 2) without attention's own, which fused kernels do not keep; recomputed layers keep their input.
-KEPT_BYTES, INPUT_BYTES = 34, 2
+# Activations a token, layer and hidden unit. Korthikanti et al. 2022 (arXiv 2205.05198, equation
+# 2) count 34 without attention's own, which fused kernels do not keep; weights of float32 under
+# autocast keep copies beside them: 60 on an H200 (docs/notes.md). Recomputed layers keep their
+# input.
+KEPT_BYTES, INPUT_BYTES = 60, 2
+# Of a GPU's memory: where more would be kept, layers are computed again unless the recipe says so.
+KEPT_SHARE = 0.4
 # Logits of TRL's own loss in bfloat16 and again in float32; this project's loss holds 256 rows.
 LOGIT_BYTES, LOGIT_ROWS = 6, 256
 # CUDA's own context, kernels' scratch space.
@@ -107,12 +111,29 @@ def practising(recipe: Recipe, student: Model, teacher: Model) -> Memory:
 def _activations_gib(recipe: Recipe, student: Model, tokens: int, logit_rows: int) -> float:
     if student.shape is None:
         return 0.0
-    shape, again = student.shape, recipe.training.gradient_checkpointing
-    if again is None:
-        again = recipe.hardware.gpus > 0
+    shape, again = student.shape, _again(recipe, student, tokens)
     kept = INPUT_BYTES * shape.layers + KEPT_BYTES if again else KEPT_BYTES * shape.layers
     logits = LOGIT_BYTES * min(tokens, logit_rows) * shape.vocabulary
     return (kept * tokens * shape.hidden + logits) / GIB
+
+
+def training_computes_again(recipe: Recipe, student: Model) -> bool:
+    """Whether SFT keeps its layers, or computes them again."""
+    at_a_time, _ = recipe.training.steps_of(recipe.sft.batch_examples)
+    return _again(recipe, student, at_a_time * recipe.sft.max_tokens)
+
+
+def _again(recipe: Recipe, student: Model, tokens: int) -> bool:
+    said = recipe.training.gradient_checkpointing
+    gpu_bytes = limit_gib(recipe) * GIB if recipe.hardware.gpus else None
+    return computes_again(student.shape, tokens, gpu_bytes) if said is None else said
+
+
+def computes_again(shape: Shape | None, tokens: int, gpu_bytes: float | None) -> bool:
+    """True when `tokens` read at a time would keep too much of a GPU; never without one."""
+    if gpu_bytes is None or shape is None:
+        return gpu_bytes is not None
+    return KEPT_BYTES * shape.layers * shape.hidden * tokens > KEPT_SHARE * gpu_bytes
 
 
 def _runtime_gib(recipe: Recipe) -> float:

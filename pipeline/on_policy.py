@@ -136,12 +136,14 @@ def _graded(
 ) -> dict[str, Any]:
     from pipeline.grading import Grading
     from pipeline.refiner import Refiner
-    from pipeline.sampler import Sampler
+    from pipeline.sampler import PROMPT_TOKENS, Sampler
+    from pipeline.trainable import layers_again
 
     teacher, student, _ = config
     scratch = out / SCRATCH
-    recompute = context.training.gradient_checkpointing
-    sampler = Sampler(checkpoint, student, options.max_tokens, recompute)
+    tokens = options.batch_lessons * (PROMPT_TOKENS + options.max_tokens)
+    again = layers_again(context.training.gradient_checkpointing, checkpoint, tokens)
+    sampler = Sampler(checkpoint, student, options.max_tokens, again)
     replay = replayed(list(read_records(checkpoint / "examples.jsonl", Example)), sampler.tokenizer)
     with Judge() as judge, Grading(teacher, options, scratch) as grading:
         refiner = Refiner(

@@ -43,9 +43,9 @@ class Sampler:
         checkpoint: Path,
         student: StudentOptions,
         max_tokens: int,
-        recompute: bool | None = None,
+        recompute: bool = False,
     ) -> None:
-        """`recompute`: layers are computed again on the way back; unsaid: on CUDA."""
+        """`recompute`: layers are computed again on the way back."""
         self.checkpoint, self._student = checkpoint, student
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         self.model = trainable(checkpoint)
@@ -56,7 +56,7 @@ class Sampler:
                 hint='on_policy.method = "exact" leaves it to TRL',
             )
         self.model.to("cuda" if has_cuda() else "cpu").train()
-        if has_cuda() if recompute is None else recompute:
+        if recompute:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
         copy = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)

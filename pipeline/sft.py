@@ -8,16 +8,18 @@ from its last complete checkpoint and ends with the same bytes.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoints import newest_complete
+from pipeline.checkpoints import forget_other_shapes, newest_complete
 from pipeline.memory import keep_freed_memory
 from pipeline.recipe import SftOptions, StudentOptions
 from pipeline.records import Example
 from pipeline.run import SCRATCH, Context
+from pipeline.spread import SftJob, train_spread
 from pipeline.store import read_records, write_file, write_records
 from pipeline.student import student_checkpoint
 from pipeline.supervise import rendered_ids, supervised_tokens
@@ -83,11 +85,16 @@ def _train(
     context: Context,
 ) -> list[dict[str, float]]:
     """Run the trainer to its end, from its last complete checkpoint if there is one."""
+    scratch = out / SCRATCH / "checkpoints"
+    forget_other_shapes(scratch, context.training.shape)
+    resume = newest_complete(scratch)
+    if context.training.spread:
+        return _train_spread(base, tokenizer, examples, options, out, context, resume)
     from pipeline.sft_trainer import build_trainer
 
-    scratch = out / SCRATCH / "checkpoints"
-    resume = newest_complete(scratch)
-    trainer = build_trainer(base, tokenizer, examples, options, scratch, context.seed)
+    trainer = build_trainer(
+        base, tokenizer, examples, options, scratch, context.seed, context.training
+    )
     steps = trainer.planned_steps()
     with context.progress.bar("training", steps) as bar:
         trainer.watch(lambda step, loss: bar.advance(1, f"loss {loss:.3f}"))
@@ -98,3 +105,36 @@ def _train(
         history = trainer.run(resume)
     trainer.save(out)
     return history
+
+
+def _train_spread(
+    base: Path,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    options: SftOptions,
+    out: Path,
+    context: Context,
+    resume: Path | None,
+) -> list[dict[str, float]]:
+    """The same in processes of its own, which leave the student in `out`."""
+    plan = context.training
+    at_a_time, readings = plan.steps_of(options.batch_examples)
+    rows = len(examples)
+    if plan.packing:
+        rows = math.ceil(
+            sum(len(rendered_ids(e, tokenizer)) for e in examples) / options.max_tokens
+        )
+    steps = math.ceil(rows / (plan.processes * at_a_time * readings)) * options.epochs
+    job = SftJob(
+        base=base.resolve(),
+        scratch=(out / SCRATCH / "checkpoints").resolve(),
+        out=out.resolve(),
+        seed=context.seed,
+        training=plan,
+        resume=resume and resume.resolve(),
+        examples=(out / "examples.jsonl").resolve(),
+        options=options,
+    )
+    with context.progress.bar(f"training, {plan.processes} processes", steps) as bar:
+        bar.advance(int(resume.name.partition("-")[2]) if resume else 0)
+        return train_spread(job, lambda step, loss: bar.advance(1, f"loss {loss:.3f}"))

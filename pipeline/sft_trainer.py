@@ -1,8 +1,8 @@
 """TRL's `SFTTrainer` with what a CPU needs: logits only where there is a label, no reallocation.
 
 On CUDA TRL already projects supervised positions alone (its fused head has a Triton kernel); on
-other devices it scores every position, so there the loss is computed here, the same value from
-fewer rows.
+other devices it scores every position, so there the loss of one process is computed here, the same
+value from fewer rows. Models that are spread over processes, and packed rows, are TRL's everywhere.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from trl import SFTConfig, SFTTrainer
 
 from pipeline.head_loss import Workspace, has_plain_head, summed_loss
 from pipeline.packing import kept_places, packed_hidden_states
+from pipeline.processors import in_float32_only, processor_settings
 from pipeline.recipe import SftOptions
 from pipeline.records import Example
-from pipeline.trainable import trainable
+from pipeline.trainable import layers_again, quantized, trainable, trained_model, untouched
+from pipeline.training_options import TrainingOptions
 from pipeline.training_steps import Housekeeping, step_again
 from serve.errors import TrainingDiverged
 from serve.hardware import has_cuda, has_fast_bfloat16
@@ -32,18 +34,21 @@ OnStep = Callable[[int, float], None]
 
 
 class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
-    """`SFTTrainer` whose CPU loss sees no padding and projects supervised positions only."""
+    """`SFTTrainer` whose CPU loss sees no padding and projects supervised positions only.
+
+    `library_path`: nothing of this, TRL's own loss.
+    """
 
     _warm = False
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, library_path: bool = False, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._workspace = Workspace()
+        self._workspace, self._library_path = Workspace(), library_path or has_cuda()
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
         """The first step of a process runs twice on a CPU (`step_again`)."""
         step = partial(super().training_step, model, inputs, *rest)
-        if self._warm or has_cuda():
+        if self._warm or self._library_path:
             return step()  # type: ignore[no-any-return]
         self._warm = True
         return step_again(step, model)
@@ -58,7 +63,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         """Mean negative log-likelihood (nats) of the completion tokens of the batch."""
         plain = self.accelerator.unwrap_model(model)
         causal = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
-        if has_cuda() or return_outputs or not has_plain_head(causal):
+        if self._library_path or return_outputs or not has_plain_head(causal):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         kept_BT = kept_places(inputs["attention_mask"].bool())
         next_BT = functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
@@ -98,12 +103,15 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 class Training:
     """A trainer ready to run: the few verbs the stage needs."""
 
-    def __init__(self, trainer: CompletionTrainer, watch: _Watch, options: SftOptions) -> None:
-        self.trainer, self._watch, self._options = trainer, watch, options
+    def __init__(self, trainer: CompletionTrainer, watch: _Watch, base: Path) -> None:
+        self.trainer, self._watch, self._base = trainer, watch, base
 
     def planned_steps(self) -> int:
-        examples = len(self.trainer.train_dataset)
-        return math.ceil(examples / self._options.batch_examples) * self._options.epochs
+        arguments = self.trainer.args
+        read: int = arguments.train_batch_size * arguments.world_size
+        rows_a_step: int = read * arguments.gradient_accumulation_steps
+        steps = math.ceil(len(self.trainer.train_dataset) / rows_a_step)
+        return steps * int(arguments.num_train_epochs)
 
     def watch(self, on_step: OnStep) -> None:
         self._watch.on_step = on_step
@@ -124,11 +132,10 @@ class Training:
 
     def save(self, folder: Path) -> None:
         """A plain checkpoint in bfloat16, adapters merged, tokenizer beside it."""
-        model = self.trainer.model
-        if hasattr(model, "merge_and_unload"):
-            model = model.merge_and_unload()
-        model.to(torch.bfloat16).save_pretrained(folder)
-        self.trainer.processing_class.save_pretrained(folder)
+        model = trained_model(self.trainer, self._base)
+        if model is not None:
+            model.to(torch.bfloat16).save_pretrained(folder)
+            self.trainer.processing_class.save_pretrained(folder)
 
 
 def build_trainer(
@@ -138,20 +145,29 @@ def build_trainer(
     options: SftOptions,
     scratch: Path,
     seed: int,
+    training: TrainingOptions = TrainingOptions(),  # noqa: B008 frozen
 ) -> Training:
     """The trainer for `options`; nothing runs yet."""
     torch.manual_seed(seed)
     watch = _Watch()
+    adapted = options.method != "full"
     trainer = CompletionTrainer(
-        model=trainable(base),
-        args=sft_config(options, scratch, seed),
+        library_path=training.library_path,
+        model=_student(base, options, training),
+        args=sft_config(options, scratch, seed, training, base),
         train_dataset=as_dataset(examples),
         processing_class=tokenizer,
         callbacks=[watch, Housekeeping()],
-        peft_config=_lora(options) if options.method == "lora" else None,
+        peft_config=_lora(options) if adapted else None,
     )
     trainer.remove_callback(PrinterCallback)
-    return Training(trainer, watch, options)
+    return Training(trainer, watch, base)
+
+
+def _student(base: Path, options: SftOptions, training: TrainingOptions) -> Any:
+    if options.method == "qlora":
+        return quantized(base)
+    return untouched(base) if training.library_path else trainable(base)
 
 
 def as_dataset(examples: Sequence[Example]) -> Dataset:
@@ -167,24 +183,30 @@ def as_dataset(examples: Sequence[Example]) -> Dataset:
     )
 
 
-def sft_config(options: SftOptions, scratch: Path, seed: int) -> SFTConfig:
+def sft_config(
+    options: SftOptions, scratch: Path, seed: int, training: TrainingOptions, base: Path
+) -> SFTConfig:
+    """Without `packing` no example is ever cut: longer ones were left out before."""
+    at_a_time, readings = training.steps_of(options.batch_examples)
     bfloat16 = has_fast_bfloat16() if options.dtype == "auto" else options.dtype == "bfloat16"
-    cuda = has_cuda()
+    again = layers_again(training.gradient_checkpointing, base, at_a_time * options.max_tokens)
     return SFTConfig(
         output_dir=str(scratch),
         num_train_epochs=options.epochs,
-        per_device_train_batch_size=options.batch_examples,
+        per_device_train_batch_size=at_a_time,
+        gradient_accumulation_steps=readings,
         learning_rate=options.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
         warmup_steps=options.warmup_share,
         weight_decay=options.weight_decay,
-        max_length=None,
+        max_length=options.max_tokens if training.packing else None,
+        packing=training.packing,
         pad_to_multiple_of=16,
         completion_only_loss=True,
-        bf16=bfloat16,
-        use_cpu=not cuda,
-        gradient_checkpointing=cuda,
+        bf16=bfloat16 and not in_float32_only(training.strategy),
+        **processor_settings(training.strategy),
+        gradient_checkpointing=again,
         optim="adamw_torch_fused",
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -192,11 +214,11 @@ def sft_config(options: SftOptions, scratch: Path, seed: int) -> SFTConfig:
         save_strategy="steps",
         save_steps=options.checkpoint_steps,
         save_total_limit=2,
-        report_to="none",
+        report_to=list(training.report_to) or "none",
         seed=seed,
         data_seed=seed,
         dataloader_num_workers=0,
-        dataloader_pin_memory=cuda,
+        dataloader_pin_memory=has_cuda(),
         disable_tqdm=True,
     )
 

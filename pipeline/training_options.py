@@ -47,7 +47,9 @@ class TrainingOptions(Record):
         "rows",
     )
     gradient_checkpointing: bool | None = Field(
-        None, description="layers are computed again on the way back; unsaid: on CUDA"
+        None,
+        description="layers are computed again on the way back; unsaid: where keeping them would "
+        "fill much of a GPU",
     )
     report_to: tuple[Tracker, ...] = Field((), description="where every step's numbers go as well")
 
@@ -69,6 +71,11 @@ class TrainingOptions(Record):
     def spread(self) -> bool:
         """True when processes of their own train, and not the run's."""
         return self.strategy != "none"
+
+    @property
+    def shape(self) -> str:
+        """What a checkpoint to resume from depends on."""
+        return f"{self.strategy} {self.processes}"
 
     @property
     def library_path(self) -> bool:

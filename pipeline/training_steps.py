@@ -44,5 +44,7 @@ class Housekeeping(TrainerCallback):  # type: ignore[misc]
             control.should_save = False  # what is saved next is the student itself
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / COMPLETE).touch()
+        if args.world_size > 1:
+            torch.distributed.barrier()  # every process has written its share
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()

@@ -6,14 +6,7 @@ import math
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 from trl import DistillationTrainer
 from trl.experimental.gkd import GKDTrainer
 
@@ -26,21 +19,10 @@ from pipeline.progress import Progress
 from pipeline.recipe import StudentOptions
 from pipeline.records import Problem
 from pipeline.run import Context
+from pipeline.training_options import TrainingOptions
 from serve.errors import DataError, TrainingDiverged
+from tests.unit.pipeline.tiny import LETTERS, SHAPE, checkpoint, tokenizer
 
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-SPECIALS = ["<|end|>", "<|user|>", "<|system|>", "<|assistant|>", "<unk>"]
-LETTERS = [chr(c) for c in range(32, 127)]
-SHAPE = {
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "eos_token_id": 0,
-}
 STUDENT = StudentOptions(model="path:unused", system="s")
 OPTIONS = OnPolicyOptions(
     blocks=2,
@@ -51,32 +33,10 @@ OPTIONS = OnPolicyOptions(
     learning_rate=1e-3,
     checkpoint_blocks=1,
 )
+ONE_PROCESS = TrainingOptions()
 PROBLEMS = [
     Problem(question=f"{i} + 1 =" + " " * (i % 3), answer=str(i + 1), family="f") for i in range(4)
 ]
-
-
-def tokenizer(letters=LETTERS):
-    vocabulary = {token: i for i, token in enumerate(SPECIALS + letters)}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<|end|>", pad_token="<|end|>", unk_token="<unk>"
-    )
-    made.add_special_tokens({"additional_special_tokens": SPECIALS[1:4]})
-    made.chat_template = TEMPLATE
-    return made
-
-
-def checkpoint(folder, seed, rows=100, width=32, **config):
-    """A tiny llama whose first 100 rows do not depend on how many follow."""
-    tokenizer().save_pretrained(folder)
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=100, hidden_size=width, **SHAPE, **config))
-    if rows != 100:
-        model.resize_token_embeddings(rows, mean_resizing=False)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +64,13 @@ def in_float32(monkeypatch):
     monkeypatch.setattr(exact_trainer, "has_fast_bfloat16", lambda: False)
 
 
-def build(student, teacher, scratch, **options):
+def build(student, teacher, scratch, training=ONE_PROCESS, **options):
     chosen = OPTIONS.model_copy(update=options)
-    return Exact(student, teacher, PROBLEMS, STUDENT, chosen, scratch, 1, lambda step, loss: None)
+
+    def say(step, loss):
+        pass
+
+    return Exact(student, teacher, PROBLEMS, STUDENT, chosen, scratch, 1, say, training)
 
 
 def refine(student, teacher, out, **options):
@@ -348,20 +312,37 @@ def test_a_model_that_rescales_its_logits_gets_trl_s_loss(student, teacher, tmp_
     assert [math.isfinite(row["loss_nats"]) for row in rows] == [True] * 4
 
 
-def test_left_to_trl_s_own_sampling_a_killed_training_still_ends_the_same(
-    student, teacher, tmp_path, monkeypatch
-):
-    # What runs on CUDA: there is no sampler of ours.
-    monkeypatch.setattr(exact, "_sampler", lambda *_: None)
-    whole = build(student, teacher, tmp_path / "whole", temperature=1.3)
+def test_with_trl_s_own_loss_a_killed_training_still_ends_the_same(student, teacher, tmp_path):
+    """What runs on CUDA, and where several processes train; a batch is read in two parts."""
+    plan = TrainingOptions(device_examples=2)
+    whole = build(student, teacher, tmp_path / "whole", training=plan, temperature=1.3)
     rows = whole.run(None)
     assert [math.isfinite(row["loss_nats"]) for row in rows] == [True] * 4
-    assert all(3 <= row["attempt_tokens"] <= 36 for row in rows)
-    assert whole.trainer.generation_config.temperature == 1.3
+    assert all(4 <= row["attempt_tokens"] <= 48 for row in rows)
     assert whole.trainer.temperature == 1.0
-    resumed = build(student, teacher, tmp_path / "resumed", temperature=1.3)
+    assert whole.trainer._workspace._buffers == {}
+    resumed = build(student, teacher, tmp_path / "resumed", training=plan, temperature=1.3)
     assert resumed.run(tmp_path / "whole" / "checkpoint-2") == rows
     for one, two in zip(
         whole.trainer.model.parameters(), resumed.trainer.model.parameters(), strict=True
     ):
         assert torch.equal(one, two)
+
+
+def test_a_batch_read_in_parts_is_the_batch(student, teacher, tmp_path):
+    whole, parts = (
+        build(
+            student,
+            teacher,
+            tmp_path / str(n),
+            training=TrainingOptions(device_examples=n),
+            batch_lessons=4,
+            block_attempts=4,
+            blocks=1,
+        )
+        for n in (4, 1)
+    )
+    one, two = whole.run(None)[0], parts.run(None)[0]
+    assert two["attempt_tokens"] == one["attempt_tokens"]
+    assert two["loss_nats"] == pytest.approx(one["loss_nats"], rel=1e-4)
+    assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)

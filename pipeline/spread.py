@@ -1,0 +1,186 @@
+"""Training in processes of its own, by `accelerate launch`; their steps and errors come here.
+
+    [training]
+    processes = 8
+    strategy = "fsdp2"
+
+The processes are `pipeline/training_process.py`, one a GPU, or a share of this machine's processors
+over gloo. They read a job from a file and tell their steps on their standard output, a JSON line
+each; they end when this process does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.on_policy_options import OnPolicyOptions
+from pipeline.recipe import SftOptions, StudentOptions
+from pipeline.store import write_file
+from pipeline.training_options import Strategy, TrainingOptions
+from serve import errors
+from serve.engines.child import die_with_parent
+from serve.errors import RetortError
+from serve.hardware import cores, has_cuda
+from serve.messages import Record
+
+ENDS_WITHIN_S = 20.0
+LAST_WORDS_CHARACTERS, LOGGED_CHARACTERS = 400, 20_000
+OnStep = Callable[[int, float], None]
+log = logging.getLogger("retort")
+
+
+class Job(Record):
+    """What every process of a training reads. Folders are whole paths."""
+
+    base: Path
+    scratch: Path
+    out: Path
+    seed: int
+    training: TrainingOptions
+    resume: Path | None
+
+
+class SftJob(Job):
+    """Learn `examples`."""
+
+    examples: Path
+    options: SftOptions
+
+
+class ExactJob(Job):
+    """Practise on `problems` under a teacher of the same vocabulary."""
+
+    teacher: Path
+    problems: Path
+    student: StudentOptions
+    options: OnPolicyOptions
+
+
+def train_spread(job: Job, on_step: OnStep) -> list[dict[str, Any]]:
+    """Do `job` in `job.training.processes` processes; its rows, a step each.
+
+    Raises what a process raised, and RetortError for one that ended without a word.
+    """
+    job_path, plan_path = job.scratch / "job.json", job.scratch / "accelerate.json"
+    write_file(job_path, job.model_dump_json())
+    write_file(plan_path, json.dumps(launch_plan(job.training), indent=1))
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(plan_path)),
+        *("--module", "pipeline.training_process", type(job).__name__, str(job_path)),
+    ]
+    with tempfile.TemporaryFile() as words:
+        launcher = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=words,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, **_environment(job.training)},
+            start_new_session=True,  # an interrupt is this process's to hand on
+            preexec_fn=die_with_parent,
+        )
+        try:
+            rows = _listen(launcher, on_step)
+            if launcher.wait() or rows is None:
+                raise RetortError(
+                    f"training over {job.training.processes} processes ended with exit code "
+                    f"{launcher.returncode}{_last_words(words)}",
+                    hint="the same command goes on from its last checkpoint",
+                )
+            return rows
+        finally:
+            _end(launcher)
+
+
+def launch_plan(training: TrainingOptions) -> dict[str, Any]:
+    """accelerate's config for a strategy. JSON is YAML as well."""
+    plan: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE",
+        "num_machines": 1,
+        "num_processes": training.processes,
+        "main_process_port": 0,
+        "mixed_precision": "no",  # the trainer says it
+    }
+    return plan | STRATEGIES[training.strategy] | ({} if has_cuda() else {"use_cpu": True})
+
+
+# As accelerate's config files name it. Layers are computed again where the trainer says so.
+STRATEGIES: dict[Strategy, dict[str, Any]] = {
+    "ddp": {"distributed_type": "MULTI_GPU"},
+    "fsdp2": {
+        "distributed_type": "FSDP",
+        "fsdp_config": {
+            "fsdp_version": 2,
+            "fsdp_reshard_after_forward": True,
+            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+            "fsdp_cpu_ram_efficient_loading": False,
+            "fsdp_activation_checkpointing": False,
+            "fsdp_offload_params": False,
+        },
+    },
+    "zero3": {
+        "distributed_type": "DEEPSPEED",
+        "deepspeed_config": {
+            "zero_stage": 3,
+            "zero3_init_flag": False,
+            "zero3_save_16bit_model": True,
+        },
+    },
+}
+
+
+def _environment(training: TrainingOptions) -> dict[str, str]:
+    """Processors are shared out; a GPU's process keeps what it is given."""
+    if has_cuda():
+        return {}
+    threads = max(1, cores() // training.processes)
+    return {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _listen(launcher: subprocess.Popen[str], on_step: OnStep) -> list[dict[str, Any]] | None:
+    """Steps until the last; the rows of a training that came to its end."""
+    assert launcher.stdout is not None
+    rows = None
+    for line in launcher.stdout:
+        said = json.loads(line)
+        if "error" in said:
+            kind: type[RetortError] = getattr(errors, said["error"])
+            raise kind(said["message"], hint=said["hint"])
+        if "rows" in said:
+            rows = said["rows"]
+        else:
+            on_step(said["step"], said["loss"])
+    return rows
+
+
+def _end(launcher: subprocess.Popen[str]) -> None:
+    """Its processes with it: they are in its group."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, number)
+            try:
+                launcher.wait(ENDS_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                continue
+    if launcher.stdout is not None:
+        launcher.stdout.close()
+
+
+def _last_words(words: Any) -> str:
+    """The last error that a training process printed; all of it goes to the run's log."""
+    words.seek(0)
+    text = words.read().decode("utf-8", "replace")
+    log.error("training processes said:\n%s", text[-LOGGED_CHARACTERS:])
+    said = [line.partition("]:")[2] or line for line in text.splitlines() if "Error: " in line]
+    return f": {said[-1].strip()[:LAST_WORDS_CHARACTERS]}" if said else ""

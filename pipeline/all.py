@@ -43,7 +43,9 @@ from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.run import Context, Manifest, RunDir, Stage, run_stage
+from pipeline.spread import check_strategy
 from pipeline.store import write_json
+from pipeline.tracking import follow
 from serve.catalogue import REGRESSION_CASES
 from serve.errors import Interrupted, RecipeError, RetortError
 from serve.models import check_reference
@@ -130,6 +132,8 @@ def execute(run: RunDir, recipe: Recipe, progress: Progress, until: str | None =
     """Do every stage that is not proven done, in order; `until`: the last one that is wanted."""
     proven: dict[str, Manifest] = {}
     context = Context.of(recipe, progress)
+    check_strategy(recipe.training)
+    follow(recipe.training.report_to, run.root / "logs")
     if recipe.teacher.engine != "http":
         check_reference(recipe.teacher.model)
     check_reference(recipe.student.model)

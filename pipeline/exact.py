@@ -117,6 +117,8 @@ class Exact:
 
         from pipeline.exact_attempts import Practice
         from pipeline.exact_trainer import build_trainer, exact_config
+        from pipeline.forecast_memory import PRACTICE_KEPT_SHARE
+        from pipeline.processors import one_gpu
         from pipeline.sampler import PROMPT_TOKENS
         from pipeline.trainable import layers_again, trainable, untouched
 
@@ -127,7 +129,7 @@ class Exact:
         tokens = compare_vocabularies(tokenizer, other)
         options = options.resolved("exact")
         torch.manual_seed(seed)
-        library = training.library_path
+        library = training.spread or training.device_examples is not None
         model = untouched(checkpoint) if library else trainable(checkpoint)
         teacher = frozen(teacher_checkpoint, packed=not library)
         self._checkpoint, self._rows = checkpoint, shared_rows(model, teacher, tokens)
@@ -135,14 +137,17 @@ class Exact:
         cut_padding(teacher, self._rows)
         at_a_time, _ = training.steps_of(options.batch_lessons)
         tokens = at_a_time * (PROMPT_TOKENS + options.max_tokens)
-        again = layers_again(training.gradient_checkpointing, checkpoint, tokens)
+        said = training.gradient_checkpointing
+        again = layers_again(said, checkpoint, tokens, PRACTICE_KEPT_SHARE)
+        # Before anything moves: it says which GPU is this process's.
+        config = one_gpu(exact_config(options, scratch, seed, training, again))
         self.trainer: ExactTrainer = build_trainer(
             model,
             teacher,
-            _sampler(checkpoint, tokenizer, self._rows, options),
+            _sampler(checkpoint, tokenizer, self._rows, options, config.device),
             tokenizer,
             Practice(problems, student, options, seed),
-            exact_config(options, scratch, seed, training, again),
+            config,
             on_step,
             library,
         )
@@ -213,14 +218,15 @@ def frozen(checkpoint: Path, packed: bool = True) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _sampler(checkpoint: Path, tokenizer: Any, rows: int, options: OnPolicyOptions) -> ExactSampler:
+def _sampler(
+    checkpoint: Path, tokenizer: Any, rows: int, options: OnPolicyOptions, device: Any
+) -> ExactSampler:
     from pipeline.exact_attempts import ExactSampler
     from serve.engines.transformers import TransformersEngine
-    from serve.hardware import has_cuda
 
     copied = frozen(checkpoint)
     cut_padding(copied, rows)
-    copied.to("cuda" if has_cuda() else "cpu")
+    copied.to(device)
     context_tokens = getattr(copied.config.get_text_config(), "max_position_embeddings", 2**31)
     engine = TransformersEngine(
         copied, tokenizer, checkpoint.name, options.batch_lessons, context_tokens

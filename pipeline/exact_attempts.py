@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -86,9 +87,10 @@ class ExactSampler:
 
     @torch.no_grad()
     def _take_weights(self, student: Any) -> None:
-        pairs = zip(self.engine.model.parameters(), student.parameters(), strict=True)
-        for copied, trained in pairs:
-            copied.copy_(whole(trained))
+        with gathered(student):
+            pairs = zip(self.engine.model.parameters(), student.parameters(), strict=True)
+            for copied, trained in pairs:
+                copied.copy_(whole(trained))
 
     def _request(self, row: dict[str, Any]) -> Request:
         return Request(
@@ -100,6 +102,16 @@ class ExactSampler:
                 seed=row["seed"],
             ),
         )
+
+
+def gathered(student: Any) -> AbstractContextManager[Any]:
+    """In it every parameter of ZeRO-3 is whole; every process enters."""
+    if not any(hasattr(parameter, "ds_id") for parameter in student.parameters()):
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    context: AbstractContextManager[Any] = GatheredParameters(list(student.parameters()))
+    return context
 
 
 def whole(parameter: Any) -> Any:

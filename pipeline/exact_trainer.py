@@ -25,6 +25,7 @@ from pipeline.exact_attempts import (
     planned_steps,
     right_padded,
     steps_of_block,
+    whole,
 )
 from pipeline.exact_loss import Side, summed_divergence
 from pipeline.head_loss import Workspace, has_plain_head
@@ -32,6 +33,7 @@ from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.packing import kept_places, packed_hidden_states
 from pipeline.processors import in_float32_only, processor_settings
 from pipeline.store import write_json
+from pipeline.tracking import followed
 from pipeline.training_options import TrainingOptions
 from pipeline.training_steps import Housekeeping, step_again
 from pipeline.update import GRADIENT_LIMIT, Guard
@@ -52,6 +54,7 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
 
     def __init__(self, sampler: ExactSampler, library_path: bool = False, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self.teacher_model.to(self.accelerator.device)  # where FSDP2 leaves it behind
         self.sampler, self.guard = sampler, Guard()
         self._workspace, self._library_path = Workspace(), library_path or has_cuda()
         self._drawn: list[dict[str, torch.Tensor]] = []
@@ -114,10 +117,12 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Before every update: one that the guard refuses is left without gradients, which the
-        optimizer passes over."""
+        optimizer passes over. DeepSpeed has made the update by now: there the third refusal ends
+        the training, and nothing is skipped."""
         norm = super()._clip_grad_norm(model)
-        self._norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if not self.guard.allows(self._loss_nats, self._norm):
+        known = norm is not None
+        self._norm = float(whole(norm)) if known else math.nan
+        if not self.guard.allows(self._loss_nats, self._norm if known else 0.0):
             model.zero_grad(set_to_none=True)
         return norm
 
@@ -220,7 +225,7 @@ def exact_config(
         save_strategy="steps",
         save_steps=options.checkpoint_blocks * steps_of_block(options),
         save_total_limit=2,
-        report_to=list(training.report_to) or "none",
+        **followed(training.report_to, "practice"),
         seed=seed,
         data_seed=seed,
         dataloader_num_workers=0,

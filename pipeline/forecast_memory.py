@@ -19,7 +19,8 @@ LORA_BYTES, QLORA_BYTES = 2.2, 0.8
 # input.
 KEPT_BYTES, INPUT_BYTES = 60, 2
 # Of a GPU's memory: where more would be kept, layers are computed again unless the recipe says so.
-KEPT_SHARE = 0.4
+# Practice shares the GPU with attempts and, mostly, a teacher.
+KEPT_SHARE, PRACTICE_KEPT_SHARE = 0.4, 0.2
 # Logits of TRL's own loss in bfloat16 and again in float32; this project's loss holds 256 rows.
 LOGIT_BYTES, LOGIT_ROWS = 6, 256
 # CUDA's own context, kernels' scratch space.
@@ -93,14 +94,15 @@ def practising(recipe: Recipe, student: Model, teacher: Model) -> Memory:
     options, plan = recipe.on_policy, recipe.training
     states_gib = TRAINED_BYTES * student.parameters / GIB
     if options.method == "exact":
-        at_a_time, _ = plan.steps_of(options.block_attempts)
+        at_a_time, _ = plan.steps_of(options.batch_lessons)
         tokens = at_a_time * options.max_tokens
         states_gib /= plan.processes if plan.strategy in ("fsdp2", "zero3") else 1
     else:
         tokens = options.batch_lessons * options.max_tokens
     wanted_gib = states_gib + COPY_BYTES * student.parameters / GIB + _runtime_gib(recipe)
     sampling_gib = SAMPLING_SHARE * limit_gib(recipe) if recipe.hardware.gpus else 0.0
-    wanted_gib += max(sampling_gib, _activations_gib(recipe, student, tokens, LOGIT_ROWS))
+    kept_gib = _activations_gib(recipe, student, tokens, LOGIT_ROWS, PRACTICE_KEPT_SHARE)
+    wanted_gib += max(sampling_gib, kept_gib)
     if recipe.teacher.engine == "vllm":
         wanted_gib += limit_gib(recipe) * recipe.teacher.practice_memory_share
     elif recipe.teacher.engine != "http":
@@ -108,10 +110,12 @@ def practising(recipe: Recipe, student: Model, teacher: Model) -> Memory:
     return Memory(wanted_gib, limit_gib(recipe))
 
 
-def _activations_gib(recipe: Recipe, student: Model, tokens: int, logit_rows: int) -> float:
+def _activations_gib(
+    recipe: Recipe, student: Model, tokens: int, logit_rows: int, share: float = KEPT_SHARE
+) -> float:
     if student.shape is None:
         return 0.0
-    shape, again = student.shape, _again(recipe, student, tokens)
+    shape, again = student.shape, _again(recipe, student, tokens, share)
     kept = INPUT_BYTES * shape.layers + KEPT_BYTES if again else KEPT_BYTES * shape.layers
     logits = LOGIT_BYTES * min(tokens, logit_rows) * shape.vocabulary
     return (kept * tokens * shape.hidden + logits) / GIB
@@ -123,17 +127,19 @@ def training_computes_again(recipe: Recipe, student: Model) -> bool:
     return _again(recipe, student, at_a_time * recipe.sft.max_tokens)
 
 
-def _again(recipe: Recipe, student: Model, tokens: int) -> bool:
+def _again(recipe: Recipe, student: Model, tokens: int, share: float = KEPT_SHARE) -> bool:
     said = recipe.training.gradient_checkpointing
     gpu_bytes = limit_gib(recipe) * GIB if recipe.hardware.gpus else None
-    return computes_again(student.shape, tokens, gpu_bytes) if said is None else said
+    return computes_again(student.shape, tokens, gpu_bytes, share) if said is None else said
 
 
-def computes_again(shape: Shape | None, tokens: int, gpu_bytes: float | None) -> bool:
-    """True when `tokens` read at a time would keep too much of a GPU; never without one."""
+def computes_again(
+    shape: Shape | None, tokens: int, gpu_bytes: float | None, share: float = KEPT_SHARE
+) -> bool:
+    """True when `tokens` read at a time would keep more than a share of a GPU."""
     if gpu_bytes is None or shape is None:
         return gpu_bytes is not None
-    return KEPT_BYTES * shape.layers * shape.hidden * tokens > KEPT_SHARE * gpu_bytes
+    return KEPT_BYTES * shape.layers * shape.hidden * tokens > share * gpu_bytes
 
 
 def _runtime_gib(recipe: Recipe) -> float:

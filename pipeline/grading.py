@@ -20,7 +20,8 @@ from serve.engines.base import Engine
 from serve.messages import Completion, Grade, Message, Record, Request
 
 # Graded in one call: what is graded together agrees to the last bit only if asked together again.
-GROUP = 8
+# vLLM fills a GPU with many texts; others read them one by one.
+GROUP, VLLM_GROUP = 8, 64
 GRADING_SLOTS = 4
 # Problems of one family share a prompt's beginning; every block has some of each.
 MOST_PREFIXES = 8
@@ -73,7 +74,7 @@ class Grading:
         if self._engine is None:
             options = self._options
             goes_on = options.method == "recover" or options.continuations
-            many = goes_on or self._teacher.engine == "http"
+            many = goes_on or self._teacher.engine in ("http", "vllm")
             slots = self._teacher.slots if many else GRADING_SLOTS
             share = self._teacher.practice_memory_share
             teacher = self._teacher.model_copy(update={"slots": slots, "memory_share": share})
@@ -95,8 +96,9 @@ class Grading:
         asked = [request for request in map(self._request, ordered) if request.begun]
         requests = with_openings(asked)
         found: dict[str, Grade] = {}
-        for start in range(0, len(requests), GROUP):
-            part = requests[start : start + GROUP]
+        size = VLLM_GROUP if self._teacher.engine == "vllm" else GROUP
+        for start in range(0, len(requests), size):
+            part = requests[start : start + size]
             keys = tuple(request.key for request in part)
             group = self._known.get(keys)
             if group is None:

@@ -30,7 +30,7 @@ from pipeline.tasks.judge import Judge
 from serve.errors import DataError
 from serve.models import file_sha256, resolve_model
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 LIBRARIES = (
     "torch",
     "transformers",
@@ -134,6 +134,7 @@ def _graded(
     out: Path,
     context: Context,
 ) -> dict[str, Any]:
+    from pipeline.forecast_memory import PRACTICE_KEPT_SHARE
     from pipeline.grading import Grading
     from pipeline.refiner import Refiner
     from pipeline.sampler import PROMPT_TOKENS, Sampler
@@ -142,7 +143,8 @@ def _graded(
     teacher, student, _ = config
     scratch = out / SCRATCH
     tokens = options.batch_lessons * (PROMPT_TOKENS + options.max_tokens)
-    again = layers_again(context.training.gradient_checkpointing, checkpoint, tokens)
+    said = context.training.gradient_checkpointing
+    again = layers_again(said, checkpoint, tokens, PRACTICE_KEPT_SHARE)
     sampler = Sampler(checkpoint, student, options.max_tokens, again)
     replay = replayed(list(read_records(checkpoint / "examples.jsonl", Example)), sampler.tokenizer)
     with Judge() as judge, Grading(teacher, options, scratch) as grading:

@@ -18,7 +18,7 @@ SHARDED = ("fsdp2", "zero3")
 def share_processors(strategy: Strategy) -> None:
     """Before accelerate makes its state: this process is one of several on processors.
 
-    Does nothing on GPUs, and for one process.
+    Does nothing on GPUs, and without a strategy.
     """
     if has_cuda() or strategy == "none":
         return
@@ -29,6 +29,10 @@ def share_processors(strategy: Strategy) -> None:
     os.environ["ACCELERATE_USE_CPU"] = "false"
     if strategy == "zero3":
         os.environ["DS_ACCELERATOR"] = "cpu"
+        from deepspeed.comm import torch as deepspeed_torch
+
+        # A kernel it would first compile for minutes, without a word; gloo does the same.
+        deepspeed_torch.build_shm_op = lambda: None
         return
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
@@ -46,6 +50,13 @@ def processor_settings(strategy: Strategy) -> dict[str, Any]:
     if strategy in SHARDED:
         return {"use_cpu": False, "ddp_backend": "gloo"}
     return {"use_cpu": True}
+
+
+def one_gpu(config: Any) -> Any:
+    """A trainer's config for one process, however many GPUs it sees: TRL refuses to split a batch
+    over several."""
+    config._n_gpu = min(config.n_gpu, 1)
+    return config
 
 
 def in_float32_only(strategy: Strategy) -> bool:

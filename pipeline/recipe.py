@@ -329,6 +329,34 @@ class Recipe(Record):
         return self
 
     @model_validator(mode="after")
+    def _training_can_be_spread(self) -> Recipe:
+        plan = self.training
+        if plan.spread and self.sft.method == "qlora":
+            raise ValueError("sft.method qlora trains in one process: training.strategy none")
+        batches = [("sft.batch_examples", self.sft.batch_examples)]
+        if self.on_policy.method == "exact":
+            batches.append(("on_policy.batch_lessons", self.on_policy.batch_lessons))
+        for field, size in batches:
+            at_a_time, readings = plan.steps_of(size)
+            if at_a_time * readings * plan.processes != size:
+                raise ValueError(
+                    f"{field} {size} does not divide over {plan.processes} processes "
+                    f"that read {at_a_time} at a time"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _an_actor_holds_its_teacher(self) -> Recipe:
+        wanted = self.teacher.tensor_parallel * self.teacher.data_parallel
+        here = self.hardware.gpus and self.teacher.engine == "vllm"
+        if self.scale.executor == "ray" and here and self.scale.gpus_per_actor < wanted:
+            raise ValueError(
+                f"scale.gpus_per_actor {self.scale.gpus_per_actor:g} is less than the teacher's "
+                f"{wanted} GPUs"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_process_counts_a_budget(self) -> Recipe:
         if self.scale.executor == "ray" and self.teacher.token_budget is not None:
             raise ValueError("teacher.token_budget is counted by one process: scale.executor local")

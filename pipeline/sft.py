@@ -88,6 +88,8 @@ def _train(
     scratch = out / SCRATCH / "checkpoints"
     forget_other_shapes(scratch, context.training.shape)
     resume = newest_complete(scratch)
+    if resume is not None:
+        context.log.info("resuming from %s", resume.name)
     if context.training.spread:
         return _train_spread(base, tokenizer, examples, options, out, context, resume)
     from pipeline.sft_trainer import build_trainer
@@ -99,9 +101,7 @@ def _train(
     with context.progress.bar("training", steps) as bar:
         trainer.watch(lambda step, loss: bar.advance(1, f"loss {loss:.3f}"))
         if resume is not None:
-            done = int(resume.name.partition("-")[2])
-            context.log.info("resuming from %s", resume.name)
-            bar.advance(done)
+            bar.advance(int(resume.name.partition("-")[2]))
         history = trainer.run(resume)
     trainer.save(out)
     return history

@@ -21,9 +21,10 @@ from trl import SFTConfig, SFTTrainer
 
 from pipeline.head_loss import Workspace, has_plain_head, summed_loss
 from pipeline.packing import kept_places, packed_hidden_states
-from pipeline.processors import in_float32_only, processor_settings
+from pipeline.processors import in_float32_only, one_gpu, processor_settings
 from pipeline.recipe import SftOptions
 from pipeline.records import Example
+from pipeline.tracking import followed
 from pipeline.trainable import layers_again, quantized, trainable, trained_model, untouched
 from pipeline.training_options import TrainingOptions
 from pipeline.training_steps import Housekeeping, step_again
@@ -154,7 +155,7 @@ def build_trainer(
     trainer = CompletionTrainer(
         library_path=training.library_path,
         model=_student(base, options, training),
-        args=sft_config(options, scratch, seed, training, base),
+        args=one_gpu(sft_config(options, scratch, seed, training, base)),
         train_dataset=as_dataset(examples),
         processing_class=tokenizer,
         callbacks=[watch, Housekeeping()],
@@ -214,7 +215,7 @@ def sft_config(
         save_strategy="steps",
         save_steps=options.checkpoint_steps,
         save_total_limit=2,
-        report_to=list(training.report_to) or "none",
+        **followed(training.report_to, "sft"),
         seed=seed,
         data_seed=seed,
         dataloader_num_workers=0,

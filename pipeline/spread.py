@@ -19,20 +19,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import SftOptions, StudentOptions
-from pipeline.store import write_file
-from pipeline.training_options import Strategy, TrainingOptions
+from pipeline.store import write_file, write_json
+from pipeline.training_options import TrainingOptions
 from serve import errors
 from serve.engines.child import die_with_parent
-from serve.errors import RetortError
+from serve.errors import RetortError, UsageError
 from serve.hardware import cores, has_cuda
 from serve.messages import Record
 
-ENDS_WITHIN_S = 20.0
+# The launcher gives its processes thirty.
+ENDS_WITHIN_S = 40.0
 LAST_WORDS_CHARACTERS, LOGGED_CHARACTERS = 400, 20_000
 OnStep = Callable[[int, float], None]
 log = logging.getLogger("retort")
@@ -72,7 +74,8 @@ def train_spread(job: Job, on_step: OnStep) -> list[dict[str, Any]]:
     """
     job_path, plan_path = job.scratch / "job.json", job.scratch / "accelerate.json"
     write_file(job_path, job.model_dump_json())
-    write_file(plan_path, json.dumps(launch_plan(job.training), indent=1))
+    write_json(job.scratch / ZERO3, ZERO3_CONFIG)
+    write_json(plan_path, launch_plan(job.training, job.scratch))
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(plan_path)),
         *("--module", "pipeline.training_process", type(job).__name__, str(job_path)),
@@ -102,20 +105,34 @@ def train_spread(job: Job, on_step: OnStep) -> list[dict[str, Any]]:
             _end(launcher)
 
 
-def launch_plan(training: TrainingOptions) -> dict[str, Any]:
-    """accelerate's config for a strategy. JSON is YAML as well."""
+def check_strategy(training: TrainingOptions) -> None:
+    """Raises UsageError where what a strategy needs is not installed."""
+    if training.strategy == "zero3" and find_spec("deepspeed") is None:
+        raise UsageError(
+            "training.strategy zero3 needs DeepSpeed, which is not installed",
+            hint="make deepspeed",
+        )
+
+
+def launch_plan(training: TrainingOptions, folder: Path) -> dict[str, Any]:
+    """accelerate's config for a strategy (JSON is YAML as well); DeepSpeed's lies in `folder`.
+
+    The precision is the trainer's to say, and where layers are computed again.
+    """
     plan: dict[str, Any] = {
         "compute_environment": "LOCAL_MACHINE",
         "num_machines": 1,
         "num_processes": training.processes,
         "main_process_port": 0,
-        "mixed_precision": "no",  # the trainer says it
     }
-    return plan | STRATEGIES[training.strategy] | ({} if has_cuda() else {"use_cpu": True})
+    if training.strategy == "zero3":
+        config = {"deepspeed_config_file": str(folder / ZERO3), "zero3_init_flag": False}
+        return plan | {"distributed_type": "DEEPSPEED", "deepspeed_config": config}
+    return plan | {"mixed_precision": "no"} | STRATEGIES[training.strategy]
 
 
-# As accelerate's config files name it. Layers are computed again where the trainer says so.
-STRATEGIES: dict[Strategy, dict[str, Any]] = {
+# As accelerate's config files name them.
+STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"distributed_type": "MULTI_GPU"},
     "fsdp2": {
         "distributed_type": "FSDP",
@@ -129,13 +146,22 @@ STRATEGIES: dict[Strategy, dict[str, Any]] = {
             "fsdp_offload_params": False,
         },
     },
-    "zero3": {
-        "distributed_type": "DEEPSPEED",
-        "deepspeed_config": {
-            "zero_stage": 3,
-            "zero3_init_flag": False,
-            "zero3_save_16bit_model": True,
-        },
+}
+ZERO3 = "deepspeed.json"
+ZERO3_CONFIG = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": "auto"},
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+    "zero_optimization": {
+        "stage": 3,
+        "overlap_comm": False,
+        "stage3_gather_16bit_weights_on_model_save": True,
+        "stage3_param_persistence_threshold": "auto",
     },
 }
 
@@ -153,6 +179,9 @@ def _listen(launcher: subprocess.Popen[str], on_step: OnStep) -> list[dict[str, 
     assert launcher.stdout is not None
     rows = None
     for line in launcher.stdout:
+        if not line.startswith("{"):  # a library's greeting, before the process is ours
+            log.info("training process: %s", line.rstrip())
+            continue
         said = json.loads(line)
         if "error" in said:
             kind: type[RetortError] = getattr(errors, said["error"])
@@ -165,7 +194,7 @@ def _listen(launcher: subprocess.Popen[str], on_step: OnStep) -> list[dict[str, 
 
 
 def _end(launcher: subprocess.Popen[str]) -> None:
-    """Its processes with it: they are in its group."""
+    """The launcher ends its processes; they end with it, should it not live to do so."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if launcher.poll() is None:
             os.killpg(launcher.pid, number)

@@ -12,11 +12,11 @@ from accelerate.utils import DistributedType
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
-from pipeline.forecast_memory import computes_again
+from pipeline.forecast_memory import KEPT_SHARE, computes_again
 from pipeline.lean_norm import use_lean_norms
 from pipeline.model_shapes import model_at
 from pipeline.packing import PACKED, packs
-from serve.errors import UsageError
+from serve.errors import DataError, UsageError
 from serve.hardware import has_cuda, has_fast_bfloat16
 
 
@@ -74,13 +74,15 @@ def quantized(checkpoint: Path) -> Any:
     )
 
 
-def layers_again(said: bool | None, checkpoint: Path, tokens: int) -> bool:
+def layers_again(
+    said: bool | None, checkpoint: Path, tokens: int, share: float = KEPT_SHARE
+) -> bool:
     """True when layers should be computed again on the way back: as `said`, else where keeping
-    those of `tokens` read at a time would fill much of the GPU."""
+    those of `tokens` read at a time would fill more than a share of the GPU."""
     if said is not None:
         return said
     gpu_bytes = torch.cuda.get_device_properties(0).total_memory if has_cuda() else None
-    return computes_again(model_at(f"path:{checkpoint}").shape, tokens, gpu_bytes)
+    return computes_again(model_at(f"path:{checkpoint}").shape, tokens, gpu_bytes, share)
 
 
 def trained_model(
@@ -99,18 +101,25 @@ def trained_model(
     weights = _gathered(trainer)
     if not trainer.accelerator.is_main_process:
         return None
-    model = untouched(base)
-    fit(model)
-    if adapters:
-        model = get_peft_model(model, adapters["default"])
-        weights = {name: value for name, value in weights.items() if ".lora_" in name}
-    model.load_state_dict(weights, strict=not adapters)
-    return model.merge_and_unload() if adapters else model
+    plain = untouched(base)
+    fit(plain)
+    # The trainer has made their end tokens the tokenizer's.
+    plain.config, plain.generation_config = model.config, model.generation_config
+    if not adapters:
+        plain.load_state_dict(weights)
+        return plain
+    plain = get_peft_model(plain, adapters["default"])
+    weights = {name: value for name, value in weights.items() if ".lora_" in name}
+    known = {name for name in plain.state_dict() if ".lora_" in name}
+    if weights.keys() != known:
+        raise DataError(f"{len(known)} adapters were trained, {len(weights)} gathered")
+    plain.load_state_dict(weights, strict=False)
+    return plain.merge_and_unload()
 
 
 def _gathered(trainer: Any) -> dict[str, torch.Tensor]:
-    """The whole state of a spread model, on the CPU."""
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    """The whole state of a spread model, on the CPU; DeepSpeed gives it to the first process."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
     return {
         name: (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu()
         for name, value in state.items()

@@ -18,6 +18,8 @@ class Engine(Protocol):
 
     `batch_invariant` says that a completion depends on its own request alone, bit for bit, whatever
     else is answered at the same time; `block` is how many requests are answered together otherwise.
+    A server, and vLLM, choose the company of a request by themselves: their answers come one by one
+    as if they were invariant, and one that is drawn again may differ.
     """
 
     name: str

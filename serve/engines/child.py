@@ -25,10 +25,12 @@ from typing import Any, NoReturn, TextIO
 import numpy as np
 
 from serve.engines.base import Engine, LogitsTV
-from serve.errors import EngineError
+from serve.errors import EngineError, RetortError
 from serve.messages import Chunk, Completion, Grade, Message, Request, TokenScores
 
 PR_SET_PDEATHSIG = 1
+# Loaded here, because nothing may be between fork and exec.
+LIBC = ctypes.CDLL(None)
 LAST_WORDS_CHARACTERS = 300
 # Between two replies lies a model's loading, or an answer: minutes for thousands of tokens.
 SILENCE_LIMIT_S = 1800.0
@@ -202,7 +204,7 @@ def replies_apart() -> TextIO:
 def die_with_parent() -> None:
     """Ask the kernel to end this process when the one that started it is gone (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _child(name: str, options: dict[str, Any]) -> None:
@@ -220,7 +222,7 @@ def _child(name: str, options: dict[str, Any]) -> None:
             _serve(engine, json.loads(line), reply)
     except BrokenPipeError:
         os._exit(0)  # the parent left
-    except EngineError as error:
+    except RetortError as error:
         reply(error=str(error.args[0]), hint=error.hint)
 
 

@@ -213,9 +213,10 @@ class VllmEngine:
 
     def _grade_of(self, text: Text, reply: Any, top: int) -> Grade:
         prompt, ids = text
+        # From the end: what stood in the cache has rows of garbage, or none.
         rows = [
             {token: entry.logprob for token, entry in row.items()}
-            for row in reply.prompt_logprobs[len(prompt) :]
+            for row in reply.prompt_logprobs[-len(ids) - 1 :]
         ]
         # The text's own token is among them even where it is not among the likeliest.
         listed = [sorted(row.items(), key=lambda pair: -pair[1])[:top] for row in rows]
@@ -224,7 +225,7 @@ class VllmEngine:
             scores=TokenScores(
                 ids=tuple(ids),
                 byte_offsets=(0, *ends[:-1]) if ids else (),
-                logprobs_nats=tuple(row[i] for row, i in zip(rows, ids, strict=False)),
+                logprobs_nats=tuple(row[i] for row, i in zip(rows[:-1], ids, strict=True)),
             ),
             top_ids=tuple(tuple(i for i, _ in row) for row in listed),
             top_logprobs_nats=tuple(tuple(x for _, x in row) for row in listed),

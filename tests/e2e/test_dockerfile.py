@@ -60,6 +60,7 @@ def test_the_train_image_installs_what_make_would():
         check=True,
     ).stdout
     assert "'.[serve,apps,pipeline,ray,cuda,dev]'" in planned
+    assert "--no-build-isolation --no-deps -r deepspeed.txt" in planned
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".git", ".venv", "runs"} <= set(ignored)
 

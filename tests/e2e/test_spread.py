@@ -38,7 +38,8 @@ PROBLEMS = [Problem(question=f"{i} + 1 =", answer=str(i + 1), family="f") for i 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return checkpoint(tmp_path_factory.mktemp("tiny"), 0)
+    # As the embedded student: one matrix for head and embedding.
+    return checkpoint(tmp_path_factory.mktemp("tiny"), 0, tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_a_share_that_is_read_in_parts_changes_nothing(tiny, alone, tmp_path):
     assert_same(train(tiny, tmp_path / "b", context("none", device_examples=2)), alone)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
 def test_a_killed_process_ends_all_and_the_training_goes_on(tiny, alone, tmp_path, strategy):
     chosen = context(strategy)
     with pytest.MonkeyPatch.context() as patched:
@@ -131,7 +132,7 @@ def test_a_training_spread_another_way_does_not_take_its_checkpoints(tiny, alone
     assert_same(train(tiny, tmp_path, context("none")), alone)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["fsdp2"])
 def test_adapters_are_merged_whoever_held_them(tiny, tmp_path, strategy):
     wish = {"method": "lora", "lora_rank": 4, "learning_rate": 1e-2}
     one = train(tiny, tmp_path / "one", context(), **wish)
@@ -154,8 +155,8 @@ def test_a_loss_that_is_no_number_ends_all_processes_with_its_own_error(tiny, tm
     assert (caught.value.exit_code, caught.value.hint) == (6, "lower sft.learning_rate")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_practice_is_shared_out_too(tiny, teacher, tmp_path, strategy, monkeypatch):
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
+def test_practice_is_shared_out_too(tiny, teacher, tmp_path, strategy):
     student = StudentOptions(model="path:unused", system="s")
     rows = {}
     for name in ("none", strategy):

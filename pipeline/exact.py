@@ -131,20 +131,22 @@ class Exact:
         torch.manual_seed(seed)
         library = training.spread or training.device_examples is not None
         model = untouched(checkpoint) if library else trainable(checkpoint)
-        teacher = frozen(teacher_checkpoint, packed=not library)
+        teacher, copied = frozen(teacher_checkpoint, packed=not library), frozen(checkpoint)
         self._checkpoint, self._rows = checkpoint, shared_rows(model, teacher, tokens)
         self._cut = cut_padding(model, self._rows)
         cut_padding(teacher, self._rows)
+        cut_padding(copied, self._rows)
         at_a_time, _ = training.steps_of(options.batch_lessons)
         tokens = at_a_time * (PROMPT_TOKENS + options.max_tokens)
         said = training.gradient_checkpointing
         again = layers_again(said, checkpoint, tokens, PRACTICE_KEPT_SHARE)
-        # Before anything moves: it says which GPU is this process's.
+        # After all models, which DeepSpeed would else share out; before any moves: it says which
+        # GPU is this process's.
         config = one_gpu(exact_config(options, scratch, seed, training, again))
         self.trainer: ExactTrainer = build_trainer(
             model,
             teacher,
-            _sampler(checkpoint, tokenizer, self._rows, options, config.device),
+            _sampler(copied.to(config.device), tokenizer, checkpoint.name, options),
             tokenizer,
             Practice(problems, student, options, seed),
             config,
@@ -218,19 +220,12 @@ def frozen(checkpoint: Path, packed: bool = True) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _sampler(
-    checkpoint: Path, tokenizer: Any, rows: int, options: OnPolicyOptions, device: Any
-) -> ExactSampler:
+def _sampler(copied: Any, tokenizer: Any, name: str, options: OnPolicyOptions) -> ExactSampler:
     from pipeline.exact_attempts import ExactSampler
     from serve.engines.transformers import TransformersEngine
 
-    copied = frozen(checkpoint)
-    cut_padding(copied, rows)
-    copied.to(device)
     context_tokens = getattr(copied.config.get_text_config(), "max_position_embeddings", 2**31)
-    engine = TransformersEngine(
-        copied, tokenizer, checkpoint.name, options.batch_lessons, context_tokens
-    )
+    engine = TransformersEngine(copied, tokenizer, name, options.batch_lessons, context_tokens)
     return ExactSampler(engine, options)
 
 

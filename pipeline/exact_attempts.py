@@ -108,9 +108,10 @@ def gathered(student: Any) -> AbstractContextManager[Any]:
     """In it every parameter of ZeRO-3 is whole; every process enters."""
     if not any(hasattr(parameter, "ds_id") for parameter in student.parameters()):
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    context: AbstractContextManager[Any] = GatheredParameters(list(student.parameters()))
+    parameters = list(student.parameters())
+    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameters)
     return context
 
 

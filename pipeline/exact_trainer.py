@@ -94,8 +94,8 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
     ) -> Any:
         """Mean divergence (nats) over the tokens of the attempts."""
         student, teacher = self.accelerator.unwrap_model(model), self.teacher_model
-        plain = has_plain_head(student) and has_plain_head(teacher)
-        if self._library_path or return_outputs or not plain:
+        library = self._library_path or return_outputs
+        if library or not (has_plain_head(student) and has_plain_head(teacher)):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         attempts = right_padded(inputs)
         kept_BT = kept_places(attempts.real_BT)

@@ -211,5 +211,6 @@ def _last_words(words: Any) -> str:
     words.seek(0)
     text = words.read().decode("utf-8", "replace")
     log.error("training processes said:\n%s", text[-LOGGED_CHARACTERS:])
-    said = [line.partition("]:")[2] or line for line in text.splitlines() if "Error: " in line]
+    ranks = [line.partition("]: ") for line in text.splitlines() if line.startswith("[rank")]
+    said = [words for _, _, words in ranks if "Error: " in words]
     return f": {said[-1].strip()[:LAST_WORDS_CHARACTERS]}" if said else ""

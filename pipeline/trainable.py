@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import DistributedType
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.forecast_memory import KEPT_SHARE, computes_again
 from pipeline.lean_norm import use_lean_norms
@@ -101,6 +102,7 @@ def trained_model(
     weights = _gathered(trainer)
     if not trainer.accelerator.is_main_process:
         return None
+    unset_hf_deepspeed_config()  # or transformers would share this model out as well
     plain = untouched(base)
     fit(plain)
     # The trainer has made their end tokens the tokenizer's.

@@ -73,11 +73,7 @@ def refine_exact(
             training=context.training,
             resume=resume and resume.resolve(),
         )
-        with context.progress.bar("practice", planned_steps(options)) as bar:
-            bar.advance(done)
-            rows = train_spread(job, lambda step, loss: bar.advance(1, f"divergence {loss:.3f}"))
-        shutil.rmtree(scratch, ignore_errors=True)
-        return rows
+        return _refine_spread(job, done, context)
     with context.progress.bar("practice", planned_steps(options)) as bar:
         exact = Exact(
             checkpoint,
@@ -94,6 +90,17 @@ def refine_exact(
         rows = exact.run(resume)
     exact.save(out)
     shutil.rmtree(scratch, ignore_errors=True)
+    return rows
+
+
+def _refine_spread(job: ExactJob, done: int, context: Context) -> list[dict[str, Any]]:
+    """The same in processes of its own, `done` steps of it behind them."""
+    from pipeline.exact_attempts import planned_steps
+
+    with context.progress.bar("practice", planned_steps(job.options)) as bar:
+        bar.advance(done)
+        rows = train_spread(job, lambda step, loss: bar.advance(1, f"divergence {loss:.3f}"))
+    shutil.rmtree(job.scratch, ignore_errors=True)
     return rows
 
 

@@ -13,6 +13,8 @@ from pipeline.steps import Steps
 from pipeline.store import read_records
 from tests.e2e.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def granularity(root, *more):
     command = [sys.executable, "-m", "pipeline.granularity", "smoke", "--run", str(root)]

@@ -53,6 +53,7 @@ def read(root, name):
     return json.loads((root / name).read_text())
 
 
+@pytest.mark.slow
 def test_files_come_from_the_practised_student_and_are_judged_beside_it(practised):
     root = practised.root
     assert [row["name"] for row in read(root, "08-evaluate/ladder.json")["rows"]] == RUNGS
@@ -67,6 +68,7 @@ def test_files_come_from_the_practised_student_and_are_judged_beside_it(practise
     assert done["device"].endswith(" cores")
 
 
+@pytest.mark.slow
 def test_costs_and_practice_are_in_the_report(practised):
     root = practised.root
     costs = read(root, "ledger.json")
@@ -80,6 +82,7 @@ def test_costs_and_practice_are_in_the_report(practised):
     assert "what it cost and gained" in practised.stdout
 
 
+@pytest.mark.slow
 def test_more_traces_for_the_same_time_are_compared_and_shown(practised):
     root = practised.root
     command = [sys.executable, "-m", "pipeline.compare", "on-policy", "sft", "--equal-compute"]

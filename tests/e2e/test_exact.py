@@ -23,6 +23,7 @@ from pipeline.student import student_checkpoint
 from serve.errors import DataError
 from tests.e2e.proving import RECIPE
 
+pytestmark = pytest.mark.slow
 # Two updates a block; a checkpoint after the first block.
 OPTIONS = OnPolicyOptions(
     blocks=2,

@@ -20,6 +20,7 @@ from pipeline.store import read_records, write_records
 from pipeline.tasks.gym import family_problems
 from serve.errors import DataError, EngineError
 
+pytestmark = pytest.mark.slow
 RECIPE = load_recipe(find_recipe("smoke"))
 CONTEXT = Context(seed=5, progress=Progress())
 OPTIONS = OnPolicyOptions(

@@ -13,6 +13,7 @@ from pipeline.store import read_records
 from pipeline.transfer_summary import Asked
 from tests.e2e.conftest import ROOT
 
+pytestmark = pytest.mark.slow
 SUITES = """
 [[suite]]
 name = "related"

@@ -88,16 +88,16 @@ def test_a_batch_that_is_read_in_parts_changes_nothing(tiny, alone, tmp_path):
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
 def test_a_killed_process_ends_all_and_the_training_goes_on(tiny, alone, tmp_path, strategy):
-    chosen = context(strategy)
+    chosen, run = context(strategy), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("pipeline.sft.train_spread", killing(after=4))
         with pytest.raises(RetortError, match="training over 2 processes ended with exit code"):
-            train(tiny, tmp_path, chosen)
+            train(tiny, run, chosen)
     assert training_processes() == []
-    kept = sorted(p.name for p in (tmp_path / "scratch" / "checkpoints").glob("checkpoint-*"))
+    kept = sorted(p.name for p in (run / "scratch" / "checkpoints").glob("checkpoint-*"))
     assert "checkpoint-2" in kept
-    other = shutil.copytree(tmp_path, tmp_path.with_name("other"))
-    assert_same(train(tiny, tmp_path, chosen), alone)
+    other = shutil.copytree(run, tmp_path / "other")
+    assert_same(train(tiny, run, chosen), alone)
     # A training that is spread another way has no use for these checkpoints, and begins anew.
     assert_same(train(tiny, other, context()), alone)
 

@@ -19,11 +19,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.step_clock import Clock
 from pipeline.model_shapes import model_at
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import SftOptions, StudentOptions
@@ -58,34 +58,6 @@ ARMS = (
     "exact plain",
     "exact ours",
 )
-
-
-class Clock:
-    """Seconds of each step, the GPU waited for. A `TrainerCallback` by its verbs."""
-
-    def __init__(self) -> None:
-        self.steps_s: list[float] = []
-        self._started_s = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        if not name.startswith("on_"):
-            raise AttributeError(name)
-        return lambda *_, **__: None
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        wait_for_gpu()
-        self._started_s = time.monotonic()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        wait_for_gpu()
-        self.steps_s.append(time.monotonic() - self._started_s)
-
-
-def wait_for_gpu() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def chained(examples: Sequence[Example], tokenizer: Any) -> list[Example]:

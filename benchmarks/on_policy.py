@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
+from benchmarks.step_clock import Clock
 from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import Recipe, StudentOptions
@@ -65,25 +66,6 @@ def recipe_of(run: Path) -> Recipe:
 
 def problems_of(run: Path) -> list[Problem]:
     return list(read_records(run / "01-problems" / "train.jsonl", Problem))
-
-
-class Clock:
-    """Seconds of each step of a trainer, sampling included. A `TrainerCallback` by its verbs."""
-
-    def __init__(self) -> None:
-        self.steps_s: list[float] = []
-        self._started_s = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        if not name.startswith("on_"):
-            raise AttributeError(name)
-        return lambda *_, **__: None
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._started_s = time.monotonic()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.steps_s.append(time.monotonic() - self._started_s)
 
 
 def result(steps_s: list[float], losses: list[float], tokens: float, right: int = 0) -> str:

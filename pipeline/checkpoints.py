@@ -28,9 +28,14 @@ def forget_other_shapes(folder: Path, shape: str) -> None:
 def newest_complete(folder: Path) -> Path | None:
     """The last checkpoint that was written whole; younger unfinished ones are removed."""
     complete = []
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.partition("-")[2])):
+    for path in sorted(folder.glob("checkpoint-*"), key=steps_done):
         if (path / COMPLETE).exists():
             complete.append(path)
         else:
             shutil.rmtree(path)
     return complete[-1] if complete else None
+
+
+def steps_done(checkpoint: Path | None) -> int:
+    """Behind the training that a checkpoint was written by."""
+    return int(checkpoint.name.partition("-")[2]) if checkpoint is not None else 0

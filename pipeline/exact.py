@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoints import forget_other_shapes, newest_complete
+from pipeline.checkpoints import forget_other_shapes, newest_complete, steps_done
 from pipeline.memory import keep_freed_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import StudentOptions
@@ -56,7 +56,7 @@ def refine_exact(
     scratch = out / SCRATCH / "checkpoints"
     forget_other_shapes(scratch, context.training.shape)
     resume = newest_complete(scratch)
-    done = int(resume.name.partition("-")[2]) if resume is not None else 0
+    done = steps_done(resume)
     if resume is not None:
         context.log.info("resuming from %s", resume.name)
     if context.training.spread:

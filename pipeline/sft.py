@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoints import forget_other_shapes, newest_complete
+from pipeline.checkpoints import forget_other_shapes, newest_complete, steps_done
 from pipeline.memory import keep_freed_memory
 from pipeline.recipe import SftOptions, StudentOptions
 from pipeline.records import Example
@@ -100,8 +100,7 @@ def _train(
     steps = trainer.planned_steps()
     with context.progress.bar("training", steps) as bar:
         trainer.watch(lambda step, loss: bar.advance(1, f"loss {loss:.3f}"))
-        if resume is not None:
-            bar.advance(int(resume.name.partition("-")[2]))
+        bar.advance(steps_done(resume))
         history = trainer.run(resume)
     trainer.save(out)
     return history
@@ -136,5 +135,5 @@ def _train_spread(
         options=options,
     )
     with context.progress.bar(f"training, {plan.processes} processes", steps) as bar:
-        bar.advance(int(resume.name.partition("-")[2]) if resume else 0)
+        bar.advance(steps_done(resume))
         return train_spread(job, lambda step, loss: bar.advance(1, f"loss {loss:.3f}"))

@@ -6,7 +6,9 @@ BUNDLE holds a GGUF student; PEER is an environment with the package xllamacpp. 
 greedy continuations of a count, which nothing ends early. Times to the first token that is seen are
 of chats about problems of the default recipe: alone, beside four long answers, and beside four who
 ask such problems again and again. Bare: the same counts decoded by `llama_decode`, the most likely
-token taken by llama.cpp's own sampler, no text made. Rounds alternate; medians are printed.
+token taken by llama.cpp's own sampler, no text made. A machine's speed may change within a minute,
+so every answer of one stream comes right after a bare one, and both rates of a ratio are taken
+in turn. Rounds alternate; medians are printed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bare_llama import bare_rate
+from benchmarks.bare_llama import bare_llama
 from benchmarks.clients import Answer, ask
 from benchmarks.machine import describe
 from pipeline.recipe_files import find_recipe, load_recipe
@@ -34,6 +36,9 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 # Of those who ask while others are answered; idle ones are as many.
 LATE_ASKERS = 24
 BESIDE = 4
+# How many times one stream and eight take turns.
+TURNS = 4
+Bare = Callable[[str], float]
 
 
 def questions(count: int) -> list[str]:
@@ -77,7 +82,7 @@ def theirs(python: Path, entry: Entry) -> Iterator[str]:
         child.terminate()
 
 
-async def measure(base: str, entry: Entry, asked: Sequence[str]) -> dict[str, float]:
+async def measure(base: str, entry: Entry, asked: Sequence[str], bare: Bare) -> dict[str, float]:
     """One stream, eight at once, and how long those wait who come while four are answered."""
 
     async def answered(route: str, question: dict[str, Any]) -> Answer:
@@ -95,19 +100,29 @@ async def measure(base: str, entry: Entry, asked: Sequence[str]) -> dict[str, fl
 
     counts = counting(2 * SLOTS)
     await chatted("Warm up.")
-    alone = [await written(count) for count in counts[:SLOTS]]
-    rate_alone = sum(a.tokens for a in alone) / sum(a.total_s for a in alone)
-    together = await asyncio.gather(*(written(count) for count in counts[SLOTS:]))
-    rate_together = sum(a.tokens for a in together) / max(a.total_s for a in together)
+    bares, alone, rates_alone, rates_together = [], [], [], []
+    for turn in range(TURNS):
+        ones = []
+        for count in counts[2 * turn :][:2]:
+            bares.append(bare(count))
+            ones.append(await written(count))
+        together = await asyncio.gather(*(written(count) for count in counts[SLOTS:]))
+        alone += ones
+        rates_alone.append(sum(a.tokens for a in ones) / sum(a.total_s for a in ones))
+        rates_together.append(sum(a.tokens for a in together) / max(a.total_s for a in together))
+    over_bare = [a.tokens_per_s / rate for a, rate in zip(alone, bares, strict=True)]
+    over_one = [t / one for t, one in zip(rates_together, rates_alone, strict=True)]
     first, second, third = (asked[i * LATE_ASKERS :][:LATE_ASKERS] for i in range(3))
     idle = [await chatted(question) for question in first]
     beside = await _late(chatted, second, written, counts)
     crowded = await _late(chatted, third, chatted, asked[3 * LATE_ASKERS :])
     return {
+        "bare, tokens/s after the first": statistics.median(bares),
         "one stream, tokens/s after the first": statistics.median(a.tokens_per_s for a in alone),
-        "one stream, tokens/s": rate_alone,
-        f"{SLOTS} streams, tokens/s in all": rate_together,
-        f"{SLOTS} streams over one": rate_together / rate_alone,
+        "one stream over bare": statistics.median(over_bare),
+        "one stream, tokens/s": statistics.median(rates_alone),
+        f"{SLOTS} streams, tokens/s in all": statistics.median(rates_together),
+        f"{SLOTS} streams over one": statistics.median(over_one),
         "first token idle, p95 ms": 1000 * _p95([a.first_s for a in idle]),
         "first token beside 4 answers, p95 ms": 1000 * _p95([a.first_s for a in beside]),
         "first token beside 4 askers, p95 ms": 1000 * _p95([a.first_s for a in crowded]),
@@ -149,20 +164,18 @@ def main() -> None:
     print(describe("llama-cpp-python", "fastapi", "uvicorn"))
     print(f"{entry.name}, {cores()} threads, {SLOTS} slots, answers of {ANSWER_TOKENS} tokens")
     found: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
-    bare = []
     asked = questions(3 * LATE_ASKERS + 32)
-    for _ in range(options.rounds):
-        bare.append(bare_rate(entry.path(), counting(SLOTS), CONTEXT_TOKENS, ANSWER_TOKENS))
-        with ours(options.bundle, entry) as base:
-            found["ours"].append(asyncio.run(measure(base, entry, asked)))
-        if options.peer:
-            with theirs(options.peer, entry) as base:
-                found["peer"].append(asyncio.run(measure(base, entry, asked)))
-    print(f"{'bare, tokens/s after the first':38} {statistics.median(bare):8.1f}")
+    with bare_llama(entry.path(), CONTEXT_TOKENS, ANSWER_TOKENS) as bare:
+        for _ in range(options.rounds):
+            with ours(options.bundle, entry) as base:
+                found["ours"].append(asyncio.run(measure(base, entry, asked, bare)))
+            if options.peer:
+                with theirs(options.peer, entry) as base:
+                    found["peer"].append(asyncio.run(measure(base, entry, asked, bare)))
     for what in found["ours"][0]:
         cells = [
-            f"{side} {statistics.median(r[what] for r in rounds):8.1f} "
-            f"({', '.join(f'{r[what]:.1f}' for r in rounds)})"
+            f"{side} {statistics.median(r[what] for r in rounds):8.2f} "
+            f"({', '.join(f'{r[what]:.2f}' for r in rounds)})"
             for side, rounds in found.items()
             if rounds
         ]

@@ -113,4 +113,8 @@ def _first_fault(error: ValidationError) -> str:
         return f"unknown key {field}"
     if fault["type"] == "missing":
         return f"missing key {field}"
-    return f"{field} = {fault['input']!r}: {fault['msg']}"
+    said = fault["msg"].removeprefix("Value error, ")
+    # A rule between several keys names them itself; its input is a section or the whole recipe.
+    if not isinstance(fault["input"], dict):
+        return f"{field} = {fault['input']!r}: {said}"
+    return f"{field}: {said}" if field else said

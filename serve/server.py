@@ -122,7 +122,7 @@ async def _answer(
     end, handed_on = "left", False
     try:
         replies = [await _unless_left(request, talk.next())]
-        if stream and not replies[0].last:
+        if stream and replies[0].error is None:
             handed_on = True
             return _Events(form, talk, replies[0], metrics)
         while not replies[-1].last:

@@ -2,8 +2,8 @@
 
     python -m serve.worker ENGINE OPTIONS
 
-In: `{"key", "ask"}` or `{"cancel"}`. Out: once `{"name", "context_tokens"}`, then a line a step
-with what became certain, `{"told": [[key, reply], …]}`; `{"error"}` when the model does not load.
+In: `{"key", "ask"}` or `{"cancel"}`. Out: once `{"name", "context_tokens"}`, then lines with what
+became certain, `{"told": [[key, reply], …]}`; `{"error"}` when the model does not load.
 Native code that crashes ends this process and not the server.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 from serve.conversations import Ask, Conversations
 from serve.engines.child import die_with_parent, replies_apart
 from serve.errors import RetortError
+from serve.gathered import Gathered
 from serve.live import load_live
 
 
@@ -38,7 +39,7 @@ def main(engine: str, options: dict[str, Any]) -> None:
     tell(name=live.name, context_tokens=live.context_tokens)
     asked: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=[asked], daemon=True).start()
-    talks = Conversations(live)
+    talks, gathered = Conversations(live), Gathered()
     while True:
         while not asked.empty() or not talks.busy():
             line = asked.get()
@@ -46,9 +47,10 @@ def main(engine: str, options: dict[str, Any]) -> None:
                 return
             if "cancel" in line:
                 talks.cancel(line["cancel"])
+                gathered.forget(line["cancel"])
             else:
                 talks.ask(line["key"], Ask.model_validate(line["ask"]))
-        told = talks.step()
+        told = gathered.add(talks.step())
         if told:
             tell(told=[[key, reply.model_dump(exclude_defaults=True)] for key, reply in told])
 

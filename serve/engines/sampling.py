@@ -17,23 +17,40 @@ from serve.messages import Sampling
 # Tokens this many nats below the best are left out: exp(-20) of 150,000 tokens is 0.03 % of the
 # mass.
 TAIL_NATS = 20.0
+# Sorted are tokens within so many nats of the best, more only where the draw needs them: mostly a
+# few dozen do. To sort 50,000 took a quarter of a small model's step, for each row of a batch.
+HEADS_NATS = (4.0, 10.0, TAIL_NATS)
 
 
 def pick_token(logits_V: npt.NDArray[np.float32], sampling: Sampling, position: int) -> int:
     """The token id drawn at `position` (0 = first generated token) of one completion."""
     if sampling.temperature == 0.0:
         return int(np.argmax(logits_V))
-    best = float(logits_V.max())
-    ids_K = np.flatnonzero(logits_V > best - TAIL_NATS * sampling.temperature)
-    scores_K = (logits_V[ids_K].astype(np.float64) - best) / sampling.temperature
-    order_K = np.argsort(-scores_K, kind="stable")
-    probabilities_K = np.exp(scores_K[order_K])
-    cumulative_K = np.cumsum(probabilities_K) / probabilities_K.sum()
-    kept = int(np.searchsorted(cumulative_K, sampling.top_p)) + 1
-    cumulative_K = cumulative_K[:kept]
-    draw = uniform(sampling.seed, position) * cumulative_K[-1]
-    rank = min(int(np.searchsorted(cumulative_K, draw, side="right")), len(cumulative_K) - 1)
-    return int(ids_K[order_K[rank]])
+    best = logits_V.max()
+    ids_M = np.flatnonzero(logits_V > best - np.float32(TAIL_NATS * sampling.temperature))
+    scores_M = (logits_V[ids_M] - best) / np.float32(sampling.temperature)
+    weights_M = np.exp(scores_M)
+    mass = float(weights_M.sum(dtype=np.float64))
+    number = uniform(sampling.seed, position)
+    for nats in HEADS_NATS:
+        near_K = np.flatnonzero(scores_M > -nats)
+        near_K = near_K[np.argsort(-scores_M[near_K], kind="stable")]
+        cumulative_K = np.cumsum(weights_M[near_K], dtype=np.float64) / mass
+        rank = _rank(cumulative_K, sampling.top_p, number)
+        if rank < len(near_K):
+            break
+    return int(ids_M[near_K[min(rank, len(near_K) - 1)]])
+
+
+def _rank(cumulative_K: npt.NDArray[np.float64], top_p: float, number: float) -> int:
+    """The place that `number` falls on; beyond the last one where the nucleus may go on there."""
+    if top_p >= 1.0:
+        return int(np.searchsorted(cumulative_K, number, side="right"))
+    last = int(np.searchsorted(cumulative_K, top_p))
+    if last == len(cumulative_K):
+        return last
+    draw = number * cumulative_K[last]
+    return min(int(np.searchsorted(cumulative_K, draw, side="right")), last)
 
 
 def pick_tokens(

@@ -178,7 +178,8 @@ def test_an_unknown_engine_lists_the_known_ones():
     with pytest.raises(UsageError) as caught:
         load_engine("magic")
     assert (
-        caught.value.hint == "one of llama.cpp, onnxruntime-genai, onnxruntime, transformers, http"
+        caught.value.hint
+        == "one of llama.cpp, onnxruntime-genai, onnxruntime, transformers, vllm, http"
     )
 
 

@@ -24,13 +24,28 @@ def fingerprints(recipe, tmp_path):
     [
         (
             ["training.processes=2"],
-            "training = {'processes': 2}: Value error, processes 2 need a strategy: ddp, fsdp2 or "
-            "zero3",
+            "training: processes 2 need a strategy: ddp, fsdp2 or zero3",
         ),
         (["training.processes=0", "training.strategy=ddp"], "training.processes = 0: "),
         (["training.strategy=fsdp1"], "training.strategy = 'fsdp1': "),
         (['training.report_to=["mlflow"]'], "training.report_to.0 = 'mlflow': "),
         (["training.gpus=2"], "unknown key training.gpus"),
+        (
+            ["training.processes=2", "training.strategy=ddp", "sft.method=qlora"],
+            "sft.method qlora trains in one process: training.strategy none",
+        ),
+        (
+            ["training.processes=3", "training.strategy=ddp"],
+            "sft.batch_examples 16 does not divide over 3 processes that read 6 at a time",
+        ),
+        (
+            [
+                *("hardware.gpus=8", "hardware.gpu_memory_gib=80", "hardware.gpu_tflops=900"),
+                *("hardware.gpu_gb_per_s=3000", "teacher.engine=vllm", "scale.executor=ray"),
+                *("teacher.tensor_parallel=2", "scale.gpus_per_actor=1"),
+            ],
+            "scale.gpus_per_actor 1 is less than the teacher's 2 GPUs",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(said, fault):

@@ -35,6 +35,31 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
     assert shares({"temperature": 1.0, "top_p": 0.01}).tolist() == [1, 0, 0, 0]
 
 
+def sorted_whole(logits_V, sampling, position):
+    """The definition: all tokens sorted, the nucleus cut, one drawn."""
+    scores_V = (logits_V.astype(np.float64) - logits_V.max()) / sampling.temperature
+    order_V = np.argsort(-scores_V, kind="stable")
+    cumulative_V = np.cumsum(np.exp(scores_V[order_V]))
+    cumulative_V /= cumulative_V[-1]
+    kept = int(np.searchsorted(cumulative_V, sampling.top_p)) if sampling.top_p < 1 else -1
+    draw = uniform(sampling.seed, position) * cumulative_V[kept]
+    return int(order_V[np.searchsorted(cumulative_V, draw, side="right")])
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0, 6.0], ids=lambda s: f"spread {s}")
+def test_sorting_a_few_draws_what_sorting_all_does(spread):
+    # From nearly all tokens alike, where thousands are sorted, to a handful that matter.
+    draw = np.random.default_rng(5)
+    for number in range(120):
+        logits_V = (draw.standard_normal(5000) * spread).astype(np.float32)
+        sampling = Sampling(
+            temperature=(0.3, 0.7, 1.0, 1.5)[number % 4],
+            top_p=(1.0, 0.95, 0.5)[number % 3],
+            seed=number,
+        )
+        assert pick_token(logits_V, sampling, number) == sorted_whole(logits_V, sampling, number)
+
+
 def test_the_random_number_depends_on_seed_and_position_alone():
     assert uniform(3, 7) == uniform(3, 7)
     assert len({uniform(seed, position) for seed in range(30) for position in range(30)}) == 900

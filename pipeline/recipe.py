@@ -35,6 +35,12 @@ class DatasetOptions(Record):
     split: str = "train"
     question: str = Field("question", description="column that holds the question")
     answer: str = Field("answer", description="column that holds the reference answer")
+    wrong: tuple[str, ...] = Field(
+        (),
+        max_length=25,
+        exclude_if=operator.not_,
+        description="columns of wrong answers; all become choices with letters",
+    )
     revision: str | None = Field(None, description="commit of the dataset")
 
 

@@ -29,8 +29,8 @@ def content_key(*parts: Any) -> str:
 class Problem(Record):
     """One question, its reference answer, and who says whether an answer is right.
 
-    `scorer` is `gym:FAMILY` (the family's own scorer reads `entry`), `math` (math-verify), or
-    `contains` (the reference stands in the answer as whole words).
+    `scorer` is `gym:FAMILY` (the family's own scorer reads `entry`), `math` (math-verify),
+    `contains` (the reference stands in the answer as whole words), or `choice` (its letter).
     """
 
     question: str = Field(min_length=1)

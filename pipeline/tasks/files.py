@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.records import Problem
+from pipeline.records import Problem, content_key
 from serve.errors import DataError
 
 # GSM8K writes its reasoning first and the reference answer after four hashes.
@@ -51,22 +52,50 @@ def _problem(line: str, place: str, family: str) -> Problem:
 
 
 def dataset_problems(
-    name: str, config: str | None, split: str, question: str, answer: str, revision: str | None
+    name: str,
+    config: str | None,
+    split: str,
+    question: str,
+    answer: str,
+    revision: str | None,
+    wrong: Sequence[str] = (),
 ) -> Iterator[Problem]:
     """Problems from a Hugging Face dataset, or a local folder of the same shape.
 
+    `wrong` are columns of wrong answers: the question then ends with all of them by letters.
     Raises DataError when it cannot be loaded, or a row lacks a column or a reference answer.
     """
-    rows = dataset_rows(name, config, split, revision, (question, answer))
+    family = Path(name).name
+    columns = (question, answer, *wrong)
+    rows = dataset_rows(name, config, split, revision, columns)
     for index, row in enumerate(rows):
-        reference = str(row[answer])
-        match = GSM8K_ANSWER.search(reference)
-        reference = match[1].replace(",", "") if match else reference
-        if not str(row[question]).strip() or not reference.strip():
-            raise DataError(f"dataset {name} row {index} has an empty {question} or {answer}")
-        yield Problem(
-            question=str(row[question]).strip(), answer=reference.strip(), family=Path(name).name
-        )
+        texts = {column: _text(row[column]) for column in columns}
+        empty = next((column for column, text in texts.items() if not text), None)
+        if empty is not None:
+            raise DataError(f"dataset {name} row {index} has an empty {empty}")
+        if wrong:
+            yield _choice(texts[question], texts[answer], [texts[w] for w in wrong], family)
+            continue
+        match = GSM8K_ANSWER.search(texts[answer])
+        reference = match[1].replace(",", "") if match else texts[answer]
+        yield Problem(question=texts[question], answer=reference.strip(), family=family)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _choice(question: str, right: str, wrong: Sequence[str], family: str) -> Problem:
+    """The answers in an order that depends on the question alone, and the right one's letter."""
+    answers = sorted([right, *wrong], key=lambda text: content_key(question, text))
+    letters = string.ascii_uppercase[: len(answers)]
+    listed = "\n".join(f"{letter}) {text}" for letter, text in zip(letters, answers, strict=True))
+    return Problem(
+        question=f"{question}\n\n{listed}\n\nAnswer with the letter of the right choice.",
+        answer=letters[answers.index(right)],
+        family=family,
+        scorer="choice",
+    )
 
 
 def dataset_rows(

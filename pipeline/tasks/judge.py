@@ -25,6 +25,8 @@ from serve.messages import Completion
 TIME_LIMIT_S = 2.0
 START_LIMIT_S = 60.0
 ANSWER_LIMIT_CHARACTERS = 4_096
+# A letter by itself, or a capital that a choice's text may follow: `c`, `(C)`, `C) two`.
+CHOICE = re.compile(r"(?:\\text\{)?\W*(?:([A-Z])(?=\s*[).:,–-])|([A-Za-z])\W*$)")
 
 
 class Judge:
@@ -137,6 +139,9 @@ def is_right(problem: Problem, answer: str) -> bool:
         return score(problem, answer)
     if problem.scorer == "contains":
         return re.search(rf"\b{re.escape(problem.answer)}\b", answer, re.IGNORECASE) is not None
+    if problem.scorer == "choice":
+        match = CHOICE.match(answer)
+        return match is not None and (match[1] or match[2]).upper() == problem.answer
     return _same_mathematics(problem.answer, answer)
 
 

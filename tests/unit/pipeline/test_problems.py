@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 
 import pytest
 
@@ -102,6 +103,29 @@ def test_a_dataset_in_the_style_of_gsm8k_loads_from_a_folder(tmp_path):
     assert (len(train), len(evaluation)) == (16, 4)
     assert {p.family for p in train} == {"gsm8k_style"}
     assert {p.answer for p in [*train, *evaluation]} == {str(i + 1000) for i in range(20)}
+
+
+def test_wrong_answers_become_choices_in_an_order_of_their_own(tmp_path):
+    folder = tmp_path / "gpqa_style"
+    folder.mkdir()
+    rows = [
+        {"Question": f"What is {i} + 2?", "Right": i + 2, "Wrong 1": i, "Wrong 2": f"not {i}"}
+        for i in range(20)
+    ]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = DatasetOptions(
+        name=str(folder), question="Question", answer="Right", wrong=("Wrong 1", "Wrong 2")
+    )
+    _, train, evaluation = make(tmp_path / "out", datasets=[options], eval_per_family=4)
+    problems = [*train, *evaluation]
+    for problem in problems:
+        number = int(re.match(r"What is (\d+) \+ 2\?", problem.question)[1])
+        assert f"\n{problem.answer}) {number + 2}\n" in problem.question
+        listed = re.findall(r"^([A-C])\) (.+)$", problem.question, re.MULTILINE)
+        assert [letter for letter, _ in listed] == ["A", "B", "C"]
+        assert {text for _, text in listed} == {str(number + 2), str(number), f"not {number}"}
+        assert problem.scorer == "choice"
+    assert {p.answer for p in problems} == {"A", "B", "C"}
 
 
 def test_a_dataset_without_the_column_says_which_it_has(tmp_path):

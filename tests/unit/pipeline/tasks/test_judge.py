@@ -101,3 +101,15 @@ def test_a_verifier_that_hangs_is_killed_and_the_next_one_works(monkeypatch):
 
 def test_the_limit_is_two_seconds():
     assert judge_module.TIME_LIMIT_S == 2.0
+
+
+LETTER = ["C", "c", "(C)", "C.", "C) two", "C: two", "\\text{C}", "**C**"]
+OTHER = ["B", "(B) not C", "Cat", "A C", "two", "C or D", "BC", "", "cc"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"), [*((text, True) for text in LETTER), *((text, False) for text in OTHER)]
+)
+def test_a_choice_is_its_letter_alone_or_before_its_text(answer, right):
+    problem = Problem(question="Which?", answer="C", family="own", scorer="choice")
+    assert judge_module.is_right(problem, answer) is right

@@ -17,10 +17,10 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
 
 
 def settled_text(text: str, stop: Sequence[str]) -> str:
-    """What later tokens cannot change: whole characters, no part of a stop string's length."""
+    """What later tokens cannot change: whole characters, no beginning of a stop string."""
     text = text.rstrip("\ufffd")
-    held = max((len(s) - 1 for s in stop), default=0)
-    return text[: len(text) - held] if held else text
+    begun = (size for s in stop for size in range(1, len(s)) if text.endswith(s[:size]))
+    return text[: len(text) - max(begun, default=0)]
 
 
 def token_ids(value: int | list[int]) -> tuple[int, ...]:

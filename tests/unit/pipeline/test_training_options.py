@@ -36,7 +36,7 @@ def fingerprints(recipe, tmp_path):
         ),
         (
             ["training.processes=3", "training.strategy=ddp"],
-            "sft.batch_examples 16 does not divide over 3 processes that read 6 at a time",
+            "sft.batch_examples 4 does not divide over 3 processes that read 2 at a time",
         ),
         (
             [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from os.path import commonprefix
@@ -45,13 +46,16 @@ def batches_of(
 def shares_of(
     requests: Sequence[Request], missing: Collection[str], size: int
 ) -> Iterator[tuple[Sequence[Request], list[str]]]:
-    """Shares of `size` requests with something missing, and which of each are missing.
+    """Shares of at most `size` requests with something missing, and which of each are missing.
 
-    Cut from all requests; those that share their leading turns stay together.
+    Cut from all requests. Those with the same leading turns are dealt out evenly, because their
+    answers are alike in length: cut in a row, one share would hold all the long ones, and its actor
+    would be at work long after the others.
     """
     ordered = sorted(requests, key=lambda r: (by_lead(r.messages), r.key))
-    for start in range(0, len(ordered), size):
-        share = ordered[start : start + size]
+    count = math.ceil(len(ordered) / size)
+    for number in range(count):
+        share = ordered[number::count]
         wanted = [r.key for r in share if r.key in missing]
         if wanted:
             yield share, wanted

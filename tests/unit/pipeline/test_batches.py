@@ -30,9 +30,19 @@ def test_every_missing_request_is_wanted_once_whatever_the_size_of_a_share(missi
 
 def test_shares_are_cut_alike_however_much_is_answered():
     whole = [[r.key for r in share] for share, _ in shares_of(REQUESTS, EVERYTHING, 4)]
-    assert whole == [["000", "002", "004", "006"], ["008", "001", "003", "005"], ["007", "009"]]
+    assert whole == [["000", "006", "003", "009"], ["002", "008", "005"], ["004", "001", "007"]]
     resumed = [[r.key for r in share] for share, _ in shares_of(REQUESTS, {"001", "009"}, 4)]
-    assert resumed == whole[1:]
+    assert resumed == [whole[0], whole[2]]
+
+
+@given(st.integers(1, 40), st.integers(0, 60), st.integers(1, 12))
+def test_every_share_has_its_part_of_each_beginning(short, long, size):
+    asked = [request("short", key) for key in range(short)]
+    asked += [request("long", 100 + key) for key in range(long)]
+    shares = [share for share, _ in shares_of(asked, {r.key for r in asked}, size)]
+    for lead in ("short", "long"):
+        counts = [sum(r.messages[0].content == lead for r in share) for share in shares]
+        assert max(counts) - min(counts) <= 1
 
 
 def test_a_budget_of_tokens_is_not_spread_over_actors():

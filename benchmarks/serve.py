@@ -82,24 +82,21 @@ def theirs(python: Path, entry: Entry) -> Iterator[str]:
         child.terminate()
 
 
-async def measure(base: str, entry: Entry, asked: Sequence[str], bare: Bare) -> dict[str, float]:
-    """One stream, eight at once, and how long those wait who come while four are answered."""
+async def _answered(base: str, route: str, question: dict[str, Any]) -> Answer:
+    limits = {"max_tokens": ANSWER_TOKENS, "temperature": 0}
+    answer = await ask(base, route, question | limits)
+    assert answer.status == 200, answer
+    return answer
 
-    async def answered(route: str, question: dict[str, Any]) -> Answer:
-        limits = {"max_tokens": ANSWER_TOKENS, "temperature": 0}
-        answer = await ask(base, route, question | limits)
-        assert answer.status == 200, answer
-        return answer
+
+async def rates(base: str, bare: Bare) -> dict[str, float]:
+    """One stream and eight at once, beside llama.cpp with nothing around it."""
 
     async def written(question: str) -> Answer:
-        return await answered(TEXT, {"prompt": question})
-
-    async def chatted(question: str) -> Answer:
-        turns = [message.model_dump() for message in entry.messages(question)]
-        return await answered(CHAT, {"messages": turns})
+        return await _answered(base, TEXT, {"prompt": question})
 
     counts = counting(2 * SLOTS)
-    await chatted("Warm up.")
+    await written("Warm up:")
     bares, alone, rates_alone, rates_together = [], [], [], []
     for turn in range(TURNS):
         ones = []
@@ -112,10 +109,6 @@ async def measure(base: str, entry: Entry, asked: Sequence[str], bare: Bare) -> 
         rates_together.append(sum(a.tokens for a in together) / max(a.total_s for a in together))
     over_bare = [a.tokens_per_s / rate for a, rate in zip(alone, bares, strict=True)]
     over_one = [t / one for t, one in zip(rates_together, rates_alone, strict=True)]
-    first, second, third = (asked[i * LATE_ASKERS :][:LATE_ASKERS] for i in range(3))
-    idle = [await chatted(question) for question in first]
-    beside = await _late(chatted, second, written, counts)
-    crowded = await _late(chatted, third, chatted, asked[3 * LATE_ASKERS :])
     return {
         "bare, tokens/s after the first": statistics.median(bares),
         "one stream, tokens/s after the first": statistics.median(a.tokens_per_s for a in alone),
@@ -123,6 +116,26 @@ async def measure(base: str, entry: Entry, asked: Sequence[str], bare: Bare) -> 
         "one stream, tokens/s": statistics.median(rates_alone),
         f"{SLOTS} streams, tokens/s in all": statistics.median(rates_together),
         f"{SLOTS} streams over one": statistics.median(over_one),
+    }
+
+
+async def waits(base: str, entry: Entry, asked: Sequence[str]) -> dict[str, float]:
+    """How long those wait who come while nobody is answered, and while four are."""
+
+    async def written(question: str) -> Answer:
+        return await _answered(base, TEXT, {"prompt": question})
+
+    async def chatted(question: str) -> Answer:
+        turns = [message.model_dump() for message in entry.messages(question)]
+        return await _answered(base, CHAT, {"messages": turns})
+
+    counts = counting(2 * SLOTS)
+    await chatted("Warm up.")
+    first, second, third = (asked[i * LATE_ASKERS :][:LATE_ASKERS] for i in range(3))
+    idle = [await chatted(question) for question in first]
+    beside = await _late(chatted, second, written, counts)
+    crowded = await _late(chatted, third, chatted, asked[3 * LATE_ASKERS :])
+    return {
         "first token idle, p95 ms": 1000 * _p95([a.first_s for a in idle]),
         "first token beside 4 answers, p95 ms": 1000 * _p95([a.first_s for a in beside]),
         "first token beside 4 askers, p95 ms": 1000 * _p95([a.first_s for a in crowded]),
@@ -154,6 +167,12 @@ def _p95(values: Sequence[float]) -> float:
     return sorted(values)[int(0.95 * (len(values) - 1) + 0.5)]
 
 
+def _measured(base: str, entry: Entry, asked: Sequence[str]) -> dict[str, float]:
+    with bare_llama(entry.path(), CONTEXT_TOKENS, ANSWER_TOKENS) as bare:
+        found = asyncio.run(rates(base, bare))
+    return found | asyncio.run(waits(base, entry, asked))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve")
     parser.add_argument("bundle", type=Path)
@@ -165,13 +184,12 @@ def main() -> None:
     print(f"{entry.name}, {cores()} threads, {SLOTS} slots, answers of {ANSWER_TOKENS} tokens")
     found: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
     asked = questions(3 * LATE_ASKERS + 32)
-    with bare_llama(entry.path(), CONTEXT_TOKENS, ANSWER_TOKENS) as bare:
-        for _ in range(options.rounds):
-            with ours(options.bundle, entry) as base:
-                found["ours"].append(asyncio.run(measure(base, entry, asked, bare)))
-            if options.peer:
-                with theirs(options.peer, entry) as base:
-                    found["peer"].append(asyncio.run(measure(base, entry, asked, bare)))
+    for _ in range(options.rounds):
+        with ours(options.bundle, entry) as base:
+            found["ours"].append(_measured(base, entry, asked))
+        if options.peer:
+            with theirs(options.peer, entry) as base:
+                found["peer"].append(_measured(base, entry, asked))
     for what in found["ours"][0]:
         cells = [
             f"{side} {statistics.median(r[what] for r in rounds):8.2f} "

@@ -26,16 +26,16 @@ def pick_token(logits_V: npt.NDArray[np.float32], sampling: Sampling, position: 
     """The token id drawn at `position` (0 = first generated token) of one completion."""
     if sampling.temperature == 0.0:
         return int(np.argmax(logits_V))
-    best = logits_V.max()
-    ids_M = np.flatnonzero(logits_V > best - np.float32(TAIL_NATS * sampling.temperature))
-    scores_M = (logits_V[ids_M] - best) / np.float32(sampling.temperature)
+    best = float(logits_V.max())
+    ids_M = np.flatnonzero(logits_V > best - TAIL_NATS * sampling.temperature)
+    scores_M = (logits_V[ids_M].astype(np.float64) - best) / sampling.temperature
     weights_M = np.exp(scores_M)
-    mass = float(weights_M.sum(dtype=np.float64))
+    mass = weights_M.sum()
     number = uniform(sampling.seed, position)
     for nats in HEADS_NATS:
         near_K = np.flatnonzero(scores_M > -nats)
         near_K = near_K[np.argsort(-scores_M[near_K], kind="stable")]
-        cumulative_K = np.cumsum(weights_M[near_K], dtype=np.float64) / mass
+        cumulative_K = np.cumsum(weights_M[near_K]) / mass
         rank = _rank(cumulative_K, sampling.top_p, number)
         if rank < len(near_K):
             break

@@ -69,9 +69,7 @@ def _sources(config: ProblemsOptions, seed: int) -> Iterator[tuple[str, Draw]]:
     for file in config.files:
         yield file, _halves(list(jsonl_problems(Path(file))), config)
     for d in config.datasets:
-        rows = dataset_problems(
-            d.name, d.config, d.split, d.question, d.answer, d.revision, d.wrong
-        )
+        rows = dataset_problems(**dict(d))
         yield d.name, _halves(list(rows), config)
 
 

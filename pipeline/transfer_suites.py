@@ -99,9 +99,7 @@ def suite_problems(suite: Suite, folder: Path, seed: int, known: set[str]) -> li
     if suite.file:
         chosen += [p for p in jsonl_problems(folder / suite.file) if p.question not in known]
     for d in suite.datasets:
-        rows = dataset_problems(
-            d.name, d.config, d.split, d.question, d.answer, d.revision, d.wrong
-        )
+        rows = dataset_problems(**dict(d))
         others = [p for p in sorted(rows, key=lambda p: p.key) if p.question not in known]
         chosen += others[: suite.items]
     return sorted(chosen, key=lambda p: p.key)

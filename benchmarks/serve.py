@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,13 @@ async def _answered(base: str, route: str, question: dict[str, Any]) -> Answer:
     return answer
 
 
+async def _written(base: str, prompt: str) -> Answer:
+    return await _answered(base, TEXT, {"prompt": prompt})
+
+
 async def rates(base: str, bare: Bare) -> dict[str, float]:
     """One stream and eight at once, beside llama.cpp with nothing around it."""
-
-    async def written(question: str) -> Answer:
-        return await _answered(base, TEXT, {"prompt": question})
-
+    written = partial(_written, base)
     counts = counting(2 * SLOTS)
     await written("Warm up:")
     bares, alone, rates_alone, rates_together = [], [], [], []
@@ -121,9 +123,7 @@ async def rates(base: str, bare: Bare) -> dict[str, float]:
 
 async def waits(base: str, entry: Entry, asked: Sequence[str]) -> dict[str, float]:
     """How long those wait who come while nobody is answered, and while four are."""
-
-    async def written(question: str) -> Answer:
-        return await _answered(base, TEXT, {"prompt": question})
+    written = partial(_written, base)
 
     async def chatted(question: str) -> Answer:
         turns = [message.model_dump() for message in entry.messages(question)]

@@ -71,6 +71,14 @@ def test_the_openai_client_streams_what_it_gets_whole(client):
     )
 
 
+def test_an_answer_that_ends_with_its_first_token_is_streamed_too(client):
+    options = {"model": NAME, "messages": QUESTION, "max_tokens": 1}
+    whole = client.chat.completions.create(**options).choices[0]
+    pieces = list(client.chat.completions.create(**options, stream=True))
+    assert "".join(p.choices[0].delta.content or "" for p in pieces) == whole.message.content
+    assert pieces[-1].choices[0].finish_reason == whole.finish_reason == "length"
+
+
 def test_the_model_s_own_turns_stand_before_a_question_without_rules(client):
     def tokens(messages):
         answer = client.chat.completions.create(model=NAME, messages=messages, max_tokens=1)

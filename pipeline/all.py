@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import signal
 import sys
 import time
@@ -40,6 +39,7 @@ from pipeline.forecast import forecast
 from pipeline.imported import IMPORTED
 from pipeline.memory import start_again_on_huge_pages
 from pipeline.progress import Progress
+from pipeline.quiet import quieten
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.run import Context, Manifest, RunDir, Stage, run_stage
@@ -50,13 +50,6 @@ from serve.catalogue import REGRESSION_CASES
 from serve.errors import Interrupted, RecipeError, RetortError
 from serve.models import check_reference
 
-# Libraries that draw bars and print advice of their own; the run's log keeps their warnings.
-QUIET = {
-    "TQDM_DISABLE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 SAME_WISH_S = 5.0
 
 
@@ -156,8 +149,7 @@ def execute(run: RunDir, recipe: Recipe, progress: Progress, until: str | None =
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, print the ladder. Returns the exit code; errors become one line on stderr."""
     options = _parser().parse_args(arguments)
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    quieten()
     interrupt = _Interrupt()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background jobs have it

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from pipeline import report
-from pipeline.all import QUIET, execute, stages
+from pipeline.all import execute, stages
 from pipeline.compare_recipes import add_arguments, compare_recipes
 from pipeline.examine import ON_POLICY, ON_POLICY_STAGE, SFT_STAGE, checkpoint_rung, examine
 from pipeline.ladder import Judged, against, greedy
@@ -27,6 +26,7 @@ from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
 from pipeline.methods_table import sentences, table
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.progress import Progress
+from pipeline.quiet import quieten
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import recorded_recipe
 from pipeline.records import Problem
@@ -127,8 +127,7 @@ def _verdict(judged: list[Judged], root: Path) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    quieten()
     progress = Progress()
     try:
         if options.what == "recipes":

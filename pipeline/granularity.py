@@ -11,18 +11,18 @@ and, where they are missing, makes the problems and traces of the run; writes
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.all import QUIET, execute
+from pipeline.all import execute
 from pipeline.cells import Trained, trained
 from pipeline.examine import base_rung, examine
 from pipeline.granularity_table import Arm, Taught, as_json, plot, sentences, table
 from pipeline.ladder import greedy
 from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
 from pipeline.progress import Progress
+from pipeline.quiet import quieten
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Problem, Trace
@@ -106,8 +106,7 @@ def untaught(
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    quieten()
     progress = Progress()
     try:
         recipe = load_recipe(find_recipe(options.recipe), tuple(options.set))

@@ -9,7 +9,6 @@ that cannot work is refused with the reason (exit code 3), a risky one warns.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from rich.console import Console
@@ -18,6 +17,7 @@ from rich.markup import escape
 from pipeline.pair_checks import Finding, findings, shown_examples
 from pipeline.pair_forecast import forecast
 from pipeline.pair_method import choose_method
+from pipeline.quiet import quieten
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.student import student_checkpoint
@@ -56,8 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe", nargs="?", default="default")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    quieten()
     try:
         examine_pair(load_recipe(find_recipe(options.recipe), tuple(options.set)), Console())
     except RetortError as error:

@@ -11,7 +11,6 @@ again with the reasoning cut short or swapped. Writes `FOLDER/transfer/` (`answe
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import report
-from pipeline.all import QUIET, stages
+from pipeline.all import stages
 from pipeline.asking import ask
 from pipeline.budget_forcing import waited
 from pipeline.evaluate import rungs_of
@@ -28,6 +27,7 @@ from pipeline.ladder import Judged
 from pipeline.ledger import manifest_of
 from pipeline.memory import give_back_memory, keep_freed_memory, start_again_on_huge_pages
 from pipeline.progress import Progress
+from pipeline.quiet import quieten
 from pipeline.recipe_files import recorded_recipe
 from pipeline.report import TRANSFER as FOLDER
 from pipeline.report import TRANSFER_SUMMARY as SUMMARY
@@ -141,8 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--suites", default="embedded", help="a TOML file, or a built-in name")
     parser.add_argument("--rungs", nargs="+", default=[], metavar="RUNG", help="default: all")
     options = parser.parse_args(arguments)
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    quieten()
     try:
         found = transfer(options.run, options.suites, options.rungs, Progress())
     except RetortError as error:

@@ -1,17 +1,18 @@
 """On-policy steps: ours against TRL's, same models, same prompts, one run.
 
     python -m benchmarks.on_policy exact RUN [--steps 4] [--rounds 2]
-    python -m benchmarks.on_policy span RUN [--steps 4] [--rounds 2] [--method aligned]
+    python -m benchmarks.on_policy span RUN [--steps 4] [--rounds 2]
 
 `exact`: method exact against `trl.experimental.gkd` (lambda 1) for one vocabulary: the student is
 the recipe's base student, the teacher RUN/04-sft; both write exactly 64 tokens an attempt.
 `span`: methods span and aligned against `trl.experimental.gold` with its extended, hybrid loss for
-two vocabularies: the student is RUN/04-sft, the teacher the recipe's (GOLD gets it dequantized and
-sees the student's prompt: worked examples are not among its inputs). Attempts end by themselves.
-Both students then answer the same fresh items. Each measurement is a process of its own, rounds
-alternate, a process's first step is not counted. TRL runs without gradient checkpointing, which
-would forbid its cache as well. Losses show that both learn; they are no comparison: GKD divides
-by the tokens of the data set's answers, which it never reads, and GOLD's is another divergence.
+two vocabularies: the student is RUN/04-sft, the teacher the recipe's (GOLD gets it dequantized, in
+float32 where bfloat16 is slow, and sees the student's prompt: worked examples are not among its
+inputs). Attempts end by themselves. All students then answer the same fresh items. Each measurement
+is a process of its own, rounds alternate, a process's first step is not counted. TRL runs without
+gradient checkpointing, which would forbid its cache as well. Losses show that all learn; they are no
+comparison: GKD divides by the tokens of the data set's answers, which it never reads, and GOLD's is
+another divergence.
 """
 
 from __future__ import annotations
@@ -31,20 +32,23 @@ from benchmarks.machine import describe
 from benchmarks.step_clock import Clock
 from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
 from pipeline.on_policy_options import OnPolicyOptions
+from pipeline.quiet import quieten
 from pipeline.recipe import Recipe, StudentOptions
 from pipeline.records import Problem
 from pipeline.store import read_records
 
-# The two that are compared: TRL's first.
-PEERS = {"exact": ("gkd", "exact"), "span": ("gold", "ours")}
+# What is compared: TRL's first.
+PEERS = {"exact": ("gkd", "exact"), "span": ("gold", "span", "aligned")}
+OURS = ("exact", "span", "aligned")
+TARGETS = {"exact": 0.6, "span": 0.5}
 ANSWER_TOKENS = {"exact": 64, "span": 96}
 BATCH, EXAM_ITEMS, SEED = 8, 160, 1
 
 
-def options_for(kind: str, method: str, steps: int) -> OnPolicyOptions:
+def options_for(kind: str, measure: str, steps: int) -> OnPolicyOptions:
     """One update a block, on everything the student wrote; one step more than is counted."""
     return OnPolicyOptions(
-        method="exact" if kind == "exact" else method,
+        method={"exact": "exact", "span": "span" if measure == "span" else "aligned"}[kind],
         blocks=steps + 1,
         block_attempts=BATCH,
         batch_lessons=BATCH,
@@ -170,6 +174,7 @@ def measure_gold(run: Path, options: OnPolicyOptions, scratch: Path) -> str:
     from trl.experimental.gold import GOLDConfig, GOLDTrainer
 
     from pipeline.student import student_checkpoint
+    from serve.hardware import has_fast_bfloat16
 
     recipe = recipe_of(run)
     # A GGUF is dequantized once, into the cache folder.
@@ -187,7 +192,7 @@ def measure_gold(run: Path, options: OnPolicyOptions, scratch: Path) -> str:
             uld_use_hybrid_loss=True,
             teacher_tokenizer_name_or_path=str(teacher),
             model_init_kwargs={"dtype": "float32"},
-            teacher_model_init_kwargs={"dtype": "bfloat16"},
+            teacher_model_init_kwargs={"dtype": "bfloat16" if has_fast_bfloat16() else "float32"},
         ),
         train_dataset=conversations(run, recipe.student, options),
         processing_class=tokenizer,
@@ -280,7 +285,8 @@ MEASURES = {
     "gkd": measure_gkd,
     "exact": measure_exact,
     "gold": measure_gold,
-    "ours": measure_ours,
+    "span": measure_ours,
+    "aligned": measure_ours,
 }
 
 
@@ -292,7 +298,6 @@ def compare(options: argparse.Namespace) -> None:
         for name in peers:
             command = [sys.executable, "-m", "benchmarks.on_policy", options.kind]
             command += [str(options.run), "--measure", name, "--steps", str(options.steps)]
-            command += ["--method", options.method]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(done.stderr[-3000:])
@@ -300,15 +305,17 @@ def compare(options: argparse.Namespace) -> None:
     medians = {n: statistics.median(f["step_s"] for f in runs) for n, runs in found.items()}
     for name, runs in found.items():
         rounds = [round(f["step_s"], 2) for f in runs]
-        line = f"{name:6} {medians[name]:6.2f} s a step, {runs[-1]['tokens']:.0f} attempt tokens, "
+        line = f"{name:7} {medians[name]:6.2f} s a step, {runs[-1]['tokens']:.0f} attempt tokens, "
         print(f"{line}rounds {rounds}, losses {runs[-1]['losses']}")
-    theirs, ours = peers
-    target = " (target 0.6x)" if options.kind == "exact" else ""
-    print(f"ratio to {theirs} {medians[ours] / medians[theirs]:.2f}x{target}")
+    target = TARGETS[options.kind]
+    for name in peers[1:]:
+        ratio = medians[name] / medians[peers[0]]
+        print(f"{name} takes {ratio:.2f}x of {peers[0]} (target {target}x)")
     if options.kind == "span":
         items = len(exam_items(options.run))
         for name, runs in found.items():
-            print(f"{name:6} {runs[-1]['right']} of {items} right after {options.steps + 1} steps")
+            right = [run["right"] for run in runs]
+            print(f"{name:7} {right} of {items} right after {options.steps + 1} steps")
 
 
 def main() -> None:
@@ -317,18 +324,18 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--method", choices=("span", "aligned"), default="aligned")
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    quieten()
     if options.measure is None:
         print(describe("torch", "transformers", "trl"))
         compare(options)
         print(describe("torch"))
         return
-    if options.measure in ("exact", "ours"):
+    if options.measure in OURS:
         start_again_on_huge_pages()
         keep_freed_memory()
-    chosen = options_for(options.kind, options.method, options.steps)
+    chosen = options_for(options.kind, options.measure, options.steps)
     with tempfile.TemporaryDirectory() as scratch:
         print(MEASURES[options.measure](options.run, chosen, Path(scratch)))
 

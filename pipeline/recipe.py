@@ -210,7 +210,7 @@ class SuperviseOptions(Record):
 
 class SftOptions(Record):
     method: Literal["full", "lora", "qlora"] = Field(
-        "full", description="qlora: adapters over weights of 4 bits (bitsandbytes, CUDA)"
+        "full", description="qlora: adapters over weights of 4 bits (bitsandbytes)"
     )
     epochs: int = Field(4, ge=1, le=1000, description="passes over the examples")
     learning_rate: float = Field(3e-4, gt=0.0, le=1.0, description="peak, cosine to a tenth")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTTrainer
@@ -209,15 +210,27 @@ def test_a_loss_that_is_not_a_number_stops_the_run(student, tmp_path):
     assert caught.value.exit_code == 6
 
 
-def test_lora_trains_and_saves_a_plain_checkpoint(student, tmp_path):
-    options = OPTIONS.model_copy(update={"method": "lora", "lora_rank": 4, "learning_rate": 1e-2})
+@pytest.mark.parametrize(("method", "layer"), [("lora", "Linear"), ("qlora", "Linear4bit")])
+def test_adapters_train_and_save_a_plain_checkpoint(method, layer, student, tmp_path):
+    options = OPTIONS.model_copy(update={"method": method, "lora_rank": 4, "learning_rate": 1e-2})
     training = build(student, tmp_path / "run", options)
+    trained = training.trainer.model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+    assert type(trained.base_layer).__name__ == layer
     losses = training.run(None)
     training.save(tmp_path / "merged")
     assert losses[-1]["loss_nats"] < losses[0]["loss_nats"]
     names = json.loads((tmp_path / "merged" / "config.json").read_text())["architectures"]
     assert names == ["LlamaForCausalLM"]
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    # Added to the base's own weights, not to their copy of four bits.
+    before, after = (_up_projection(folder) for folder in (student, tmp_path / "merged"))
+    singular = torch.linalg.svdvals((after - before).double())
+    assert singular[3] > 0.1
+    assert singular[4] < 1e-3  # rounded to bfloat16
+
+
+def _up_projection(folder: Path) -> torch.Tensor:
+    return load_file(folder / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].float()
 
 
 def trace(index: int, text: str) -> Trace:

@@ -10,9 +10,9 @@ two vocabularies: the student is RUN/04-sft, the teacher the recipe's (GOLD gets
 float32 where bfloat16 is slow, and sees the student's prompt: worked examples are not among its
 inputs). Attempts end by themselves. All students then answer the same fresh items. Each measurement
 is a process of its own, rounds alternate, a process's first step is not counted. TRL runs without
-gradient checkpointing, which would forbid its cache as well. Losses show that all learn; they are no
-comparison: GKD divides by the tokens of the data set's answers, which it never reads, and GOLD's is
-another divergence.
+gradient checkpointing, which would forbid its cache as well. Losses show that all learn; they are
+no comparison: GKD divides by the tokens of the data set's answers, which it never reads, and GOLD's
+is another divergence.
 """
 
 from __future__ import annotations

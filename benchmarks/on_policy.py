@@ -72,9 +72,17 @@ def problems_of(run: Path) -> list[Problem]:
     return list(read_records(run / "01-problems" / "train.jsonl", Problem))
 
 
-def result(steps_s: list[float], losses: list[float], tokens: float, right: int = 0) -> str:
+def result(
+    steps_s: list[float],
+    losses: list[float],
+    tokens: float,
+    right: int = 0,
+    phases_s: dict[str, float] | None = None,
+) -> str:
+    """A line for `compare`; `phases_s` are means over all steps, the first included."""
     figures = {"step_s": statistics.median(steps_s[1:]), "steps_s": steps_s[1:]}
-    return json.dumps(figures | {"losses": losses, "tokens": tokens, "right": right})
+    figures |= {"losses": losses, "tokens": tokens, "right": right}
+    return json.dumps(figures | {"phases_s": phases_s or {}})
 
 
 def trl_settings(options: OnPolicyOptions, scratch: Path) -> dict[str, Any]:
@@ -229,7 +237,8 @@ def measure_ours(run: Path, options: OnPolicyOptions, scratch: Path) -> str:
     ordered = in_practice_order(problems_of(run), SEED)
     sampler = Sampler(run / "04-sft", recipe.student, options.max_tokens)
     steps_s, rows = [], []
-    with Judge() as judge, Grading(recipe.teacher, options, scratch) as grading:
+    grading = Grading(recipe.teacher, options, ordered, scratch)
+    with Judge() as judge, grading:
         context = Context(SEED, Progress(), logging.getLogger("benchmark"))
         refiner = Refiner(
             sampler,
@@ -252,7 +261,8 @@ def measure_ours(run: Path, options: OnPolicyOptions, scratch: Path) -> str:
     sampler.save(trained)
     losses = [round(loss, 4) for row in rows for loss in row["losses_nats"]]
     tokens = statistics.mean(row["attempt_tokens"] for row in rows)
-    return result(steps_s, losses, tokens, right_answers(run, trained, scratch))
+    taken = {phase: round(took_s / options.blocks, 1) for phase, took_s in refiner.took_s.items()}
+    return result(steps_s, losses, tokens, right_answers(run, trained, scratch), taken)
 
 
 def right_answers(run: Path, checkpoint: Path, scratch: Path) -> int:
@@ -306,7 +316,7 @@ def compare(options: argparse.Namespace) -> None:
     for name, runs in found.items():
         rounds = [round(f["step_s"], 2) for f in runs]
         line = f"{name:7} {medians[name]:6.2f} s a step, {runs[-1]['tokens']:.0f} attempt tokens, "
-        print(f"{line}rounds {rounds}, losses {runs[-1]['losses']}")
+        print(f"{line}rounds {rounds}, losses {runs[-1]['losses']} {runs[-1]['phases_s'] or ''}")
     target = TARGETS[options.kind]
     for name in peers[1:]:
         ratio = medians[name] / medians[peers[0]]

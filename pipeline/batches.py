@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from os.path import commonprefix
 
 from serve.engines.base import Engine
 from serve.engines.prefixes import by_lead
 from serve.messages import Message, Request
 
+Openings = Mapping[tuple[Message, ...], str]
 
-def with_openings(requests: Sequence[Request]) -> list[Request]:
-    """Each request with the whole words that all last messages after its leading ones begin with.
 
-    Taken over everything a stage asks, answered or not, so that a resumed run cuts alike.
-    """
+def openings_of(conversations: Iterable[Sequence[Message]]) -> Openings:
+    """By leading messages: the whole words that all last messages after them begin with."""
     questions: defaultdict[tuple[Message, ...], list[str]] = defaultdict(list)
-    for request in requests:
-        questions[request.messages[:-1]].append(request.messages[-1].content)
+    for *lead, last in conversations:
+        questions[tuple(lead)].append(last.content)
     shared = {lead: commonprefix(texts) for lead, texts in questions.items()}  # noqa: RUF071
-    openings = {lead: text[: text.rfind(" ") + 1] for lead, text in shared.items()}
+    return {lead: text[: text.rfind(" ") + 1] for lead, text in shared.items()}
+
+
+def with_openings(requests: Sequence[Request], openings: Openings | None = None) -> list[Request]:
+    """Each request with its opening, which an engine reads once together with what leads to it.
+
+    Unsaid, they are those of `requests`: everything a stage asks, answered or not, so that a
+    resumed run cuts alike.
+    """
+    if openings is None:
+        openings = openings_of(r.messages for r in requests)
     return [r.model_copy(update={"opening": openings[r.messages[:-1]]}) for r in requests]
 
 

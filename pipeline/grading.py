@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
 from pipeline.asking import Answer
 from pipeline.attempts import Attempt
-from pipeline.batches import batches_of, with_openings
+from pipeline.batches import batches_of, openings_of, with_openings
 from pipeline.methods.graded import text_for_teacher
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.prompts import teacher_messages
 from pipeline.recipe import TeacherOptions
+from pipeline.records import Problem
 from pipeline.store import AppendLog, read_records
 from pipeline.teacher import open_teacher
 from serve.engines.base import Engine
@@ -37,11 +38,20 @@ class GradeGroup(Record):
 class Grading:
     """The teacher, opened when something is missing, and the logs of what it said.
 
-    A teacher that grades needs few sequences; one that goes on from prefixes as many as ever.
+    A teacher that grades needs few sequences; one that goes on from prefixes as many as ever. How
+    questions begin is taken over all `practice`: taken over a block it would be another in each,
+    and the worked examples before it would be read again.
     """
 
-    def __init__(self, teacher: TeacherOptions, options: OnPolicyOptions, scratch: Path) -> None:
+    def __init__(
+        self,
+        teacher: TeacherOptions,
+        options: OnPolicyOptions,
+        practice: Iterable[Problem],
+        scratch: Path,
+    ) -> None:
         self._teacher, self._options = teacher, options
+        self._openings = openings_of(map(self._asked, practice))
         self._engine: Engine | None = None
         self._grades = AppendLog(scratch / "grades.jsonl")
         self._continuations = AppendLog(scratch / "continuations.jsonl")
@@ -84,7 +94,9 @@ class Grading:
 
     def messages_of(self, attempt: Attempt) -> tuple[Message, ...]:
         """The teacher is asked in its own prompt style."""
-        problem = attempt.problem
+        return self._asked(attempt.problem)
+
+    def _asked(self, problem: Problem) -> tuple[Message, ...]:
         return teacher_messages(self._teacher, problem.question, problem.family)
 
     def grades(self, attempts: Sequence[Attempt]) -> dict[str, Grade]:
@@ -94,7 +106,7 @@ class Grading:
         """
         ordered = sorted(attempts, key=lambda a: (a.problem.family, a.key))
         asked = [request for request in map(self._request, ordered) if request.begun]
-        requests = with_openings(asked)
+        requests = with_openings(asked, self._openings)
         found: dict[str, Grade] = {}
         size = VLLM_GROUP if self._teacher.engine == "vllm" else GROUP
         for start in range(0, len(requests), size):
@@ -113,7 +125,8 @@ class Grading:
         """By key; each is kept as it comes."""
         missing = {r.key for r in requests} - self._said.keys()
         if missing:
-            batches = batches_of(self.engine, with_openings(requests), missing)
+            asked = with_openings(requests, self._openings)
+            batches = batches_of(self.engine, asked, missing)
             for key, answer in chain.from_iterable(map(self.engine.generate, batches)):
                 completion = answer.model_copy(update={"timing": None})
                 if key in missing:

@@ -147,7 +147,8 @@ def _graded(
     again = layers_again(said, checkpoint, tokens, PRACTICE_KEPT_SHARE)
     sampler = Sampler(checkpoint, student, options.max_tokens, again)
     replay = replayed(list(read_records(checkpoint / "examples.jsonl", Example)), sampler.tokenizer)
-    with Judge() as judge, Grading(teacher, options, scratch) as grading:
+    grading = Grading(teacher, options, practice, scratch)
+    with Judge() as judge, grading:
         refiner = Refiner(
             sampler, grading, judge, teacher, student, options, replay, held_out, scratch, context
         )

@@ -59,7 +59,7 @@ def quantized(checkpoint: Path) -> Any:
     if find_spec("bitsandbytes") is None:
         raise UsageError(
             "sft.method qlora needs bitsandbytes, which is not installed",
-            hint="pip install bitsandbytes, or sft.method = \"lora\"",
+            hint='pip install bitsandbytes, or sft.method = "lora"',
         )
     return AutoModelForCausalLM.from_pretrained(
         checkpoint,

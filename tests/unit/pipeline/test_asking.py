@@ -3,7 +3,7 @@
 import logging
 
 from pipeline.asking import Answer, ask
-from pipeline.batches import with_openings
+from pipeline.batches import openings_of, with_openings
 from pipeline.progress import Progress
 from pipeline.run import Context
 from pipeline.store import write_records
@@ -44,6 +44,16 @@ def test_the_opening_is_the_whole_words_that_questions_with_the_same_leading_mes
     marked = with_openings(ASKED)
     assert [r.opening for r in marked] == ["What is ", "What is ", "", ""]
     assert [r.messages for r in marked] == [r.messages for r in ASKED]
+
+
+def test_openings_of_more_than_is_asked_stay_whatever_is_asked():
+    openings = openings_of(r.messages for r in ASKED)
+    assert [with_openings([r], openings)[0].opening for r in ASKED] == [
+        "What is ",
+        "What is ",
+        "",
+        "",
+    ]
 
 
 def test_a_resumed_run_asks_what_is_missing_with_the_opening_of_everything(tmp_path):

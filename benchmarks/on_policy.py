@@ -40,6 +40,8 @@ from pipeline.store import read_records
 # What is compared: TRL's first.
 PEERS = {"exact": ("gkd", "exact"), "span": ("gold", "span", "aligned")}
 OURS = ("exact", "span", "aligned")
+# Whose settings TRL's are taken from.
+COUNTERPARTS = {"gkd": "exact", "gold": "aligned"}
 TARGETS = {"exact": 0.6, "span": 0.5}
 ANSWER_TOKENS = {"exact": 64, "span": 96}
 BATCH, EXAM_ITEMS, SEED = 8, 160, 1
@@ -48,7 +50,7 @@ BATCH, EXAM_ITEMS, SEED = 8, 160, 1
 def options_for(kind: str, measure: str, steps: int) -> OnPolicyOptions:
     """One update a block, on everything the student wrote; one step more than is counted."""
     return OnPolicyOptions(
-        method={"exact": "exact", "span": "span" if measure == "span" else "aligned"}[kind],
+        method=COUNTERPARTS.get(measure, measure),
         blocks=steps + 1,
         block_attempts=BATCH,
         batch_lessons=BATCH,
@@ -237,8 +239,10 @@ def measure_ours(run: Path, options: OnPolicyOptions, scratch: Path) -> str:
     ordered = in_practice_order(problems_of(run), SEED)
     sampler = Sampler(run / "04-sft", recipe.student, options.max_tokens)
     steps_s, rows = [], []
-    grading = Grading(recipe.teacher, options, ordered, scratch)
-    with Judge() as judge, grading:
+    with (
+        Judge() as judge,
+        Grading(recipe.teacher, options, ordered, scratch) as grading,
+    ):
         context = Context(SEED, Progress(), logging.getLogger("benchmark"))
         refiner = Refiner(
             sampler,

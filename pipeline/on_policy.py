@@ -147,8 +147,7 @@ def _graded(
     again = layers_again(said, checkpoint, tokens, PRACTICE_KEPT_SHARE)
     sampler = Sampler(checkpoint, student, options.max_tokens, again)
     replay = replayed(list(read_records(checkpoint / "examples.jsonl", Example)), sampler.tokenizer)
-    grading = Grading(teacher, options, practice, scratch)
-    with Judge() as judge, grading:
+    with Judge() as judge, Grading(teacher, options, practice, scratch) as grading:
         refiner = Refiner(
             sampler, grading, judge, teacher, student, options, replay, held_out, scratch, context
         )

@@ -13,6 +13,7 @@ from pipeline.head_loss import has_plain_head
 from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions
 from pipeline.trainable import trainable
+from serve.engines.packed_linear import pack
 from serve.engines.transformers import TransformersEngine
 from serve.errors import DataError
 from serve.hardware import has_cuda, has_fast_bfloat16
@@ -61,6 +62,8 @@ class Sampler:
         dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
         copy = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
         copy.to(self.model.device)
+        if dtype == torch.float32:
+            pack(copy, exact=False)
         context = max(CONTEXT_TOKENS, 2 * max_tokens)
         slots = SLOTS
         if has_cuda():

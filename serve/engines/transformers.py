@@ -20,6 +20,7 @@ from serve.engines.base import LogitsTV
 from serve.engines.blocks import BlockEngine
 from serve.engines.checkpoint_tokenizer import CheckpointTokenizer
 from serve.engines.decoding import Block
+from serve.engines.packed_linear import pack
 from serve.engines.prefixes import Prompts
 from serve.engines.shared_prefix import SharedPrefix
 from serve.engines.stepping import Rows
@@ -54,6 +55,8 @@ def load(
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"checkpoint {path} does not load: {error}") from error
     model.to("cuda" if has_cuda() else "cpu")
+    if model.dtype == torch.float32 and not has_cuda():
+        pack(model, exact=True)
     return TransformersEngine(model, tokenizer, path.name, slots, context_tokens, prefixes)
 
 

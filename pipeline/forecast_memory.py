@@ -25,8 +25,9 @@ KEPT_SHARE, PRACTICE_KEPT_SHARE = 0.4, 0.2
 LOGIT_BYTES, LOGIT_ROWS = 6, 256
 # CUDA's own context, kernels' scratch space.
 RUNTIME_GIB = 1.5
-# The copy of the student that writes the attempts, and what their keys and values may fill.
-COPY_BYTES, SAMPLING_SHARE = 2, 0.1
+# The copy of the student that writes the attempts (on a processor float32, with packed weights
+# beside it), and what their keys and values may fill.
+COPY_BYTES, PROCESSOR_COPY_BYTES, SAMPLING_SHARE = 2, 6, 0.1
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def practising(recipe: Recipe, student: Model, teacher: Model) -> Memory:
         states_gib /= plan.processes if plan.strategy in ("fsdp2", "zero3") else 1
     else:
         tokens = options.batch_lessons * options.max_tokens
-    wanted_gib = states_gib + COPY_BYTES * student.parameters / GIB + _runtime_gib(recipe)
+    copy_bytes = COPY_BYTES if recipe.hardware.gpus else PROCESSOR_COPY_BYTES
+    wanted_gib = states_gib + copy_bytes * student.parameters / GIB + _runtime_gib(recipe)
     sampling_gib = SAMPLING_SHARE * limit_gib(recipe) if recipe.hardware.gpus else 0.0
     kept_gib = _activations_gib(recipe, student, tokens, LOGIT_ROWS, PRACTICE_KEPT_SHARE)
     wanted_gib += max(sampling_gib, kept_gib)

@@ -22,7 +22,8 @@ from pipeline.recipe import Recipe
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Problem
 from pipeline.tasks.gym import family_problems
-from pipeline.teacher import encoding, teacher_file
+from pipeline.teacher import teacher_file
+from pipeline.teacher_encoding import encoding
 from serve.engines import load_engine
 from serve.messages import Request, Sampling
 from serve.models import resolve_model

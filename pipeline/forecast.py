@@ -15,6 +15,7 @@ from pipeline import forecast_memory
 from pipeline.forecast_memory import Memory
 from pipeline.model_shapes import Model, model_at
 from pipeline.recipe import Recipe
+from pipeline.teacher_encoding import encoded
 from serve.hardware import cores, cpu_flags
 
 FORWARD, TRAINING, TRAINING_AGAIN = 2, 6, 8
@@ -76,7 +77,7 @@ def work_of(recipe: Recipe) -> Work:
     problems = _sources(recipe) * recipe.problems.train_per_family
     return Work(
         recipe,
-        model_at(recipe.teacher.model),
+        encoded(recipe.teacher),
         model_at(recipe.student.model),
         problems * recipe.traces.samples,
         ANSWERED * recipe.traces.max_tokens,

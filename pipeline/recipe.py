@@ -69,8 +69,8 @@ class TeacherOptions(Record):
     engine: Literal["llama.cpp", "transformers", "vllm", "http"] = "llama.cpp"
     model: str = Field(description="model reference, or the server's model name for http")
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="of the model file")
-    encoding: Literal["as it is", "Q8_0", "auto"] = Field(
-        "as it is", description="GGUF weights written again for speed; auto: Q8_0 on AMX"
+    encoding: Literal["as it is", "Q8_0", "F16", "auto"] = Field(
+        "as it is", description="GGUF weights written again for speed; auto: by the processor"
     )
     slots: int = Field(32, ge=1, le=1024, description="sequences answered at a time")
     context_tokens: int = Field(1024, ge=64, le=1_048_576, description="prompt and answer, tokens")

@@ -6,27 +6,22 @@ from pathlib import Path
 
 from pipeline.recipe import TeacherOptions
 from pipeline.store import write_file
+from pipeline.teacher_encoding import AS_IT_IS, encoding
 from quant.gguf import Encoding, quantize
 from serve.engines import load_engine
 from serve.engines.base import Engine
 from serve.engines.child import load_in_child
 from serve.engines.vllm_process import open_vllm
 from serve.errors import DiskError
-from serve.hardware import cores, cpu_flags
+from serve.hardware import cores
 from serve.models import cache_folder, file_sha256, resolve_model
 
 
 def teacher_identity(teacher: TeacherOptions) -> str:
     """Which model answers, in which runtime: part of every trace's key."""
-    written = f" as {encoding(teacher)}" if encoding(teacher) != "as it is" else ""
-    return f"{teacher.engine}:{teacher.model}@{teacher.sha256 or 'unpinned'}{written}"
-
-
-def encoding(teacher: TeacherOptions) -> str:
-    """What the teacher's weights are written as on this machine: "as it is" or a GGUF type."""
-    if teacher.encoding == "auto":
-        return "Q8_0" if "amx_int8" in cpu_flags() else "as it is"
-    return teacher.encoding
+    written = encoding(teacher)
+    copy = "" if written == AS_IT_IS else f" as {written}"
+    return f"{teacher.engine}:{teacher.model}@{teacher.sha256 or 'unpinned'}{copy}"
 
 
 def open_teacher(teacher: TeacherOptions, prefixes: int = 1) -> Engine:
@@ -64,14 +59,14 @@ def open_teacher(teacher: TeacherOptions, prefixes: int = 1) -> Engine:
 def teacher_file(teacher: TeacherOptions) -> Path:
     """The file that answers: the verified one, or its copy in another encoding."""
     path = resolve_model(teacher.model, teacher.sha256)
-    return path if encoding(teacher) == "as it is" else _reencoded(path, teacher)
+    return path if encoding(teacher) == AS_IT_IS else _reencoded(path, teacher)
 
 
 def _reencoded(path: Path, teacher: TeacherOptions) -> Path:
     """The teacher's GGUF in another encoding, made once, hashed before it is used again.
 
-    Q8_0 holds the values of a four-bit file to half a percent and needs no unpacking: on AMX the
-    embedded teacher answers 1.4 times as fast (docs/notes.md).
+    Q8_0 holds the values of a four-bit file to half a percent, F16 to a thousandth, and neither
+    needs unpacking.
     """
     source = teacher.sha256 or file_sha256(path)
     kind = encoding(teacher)

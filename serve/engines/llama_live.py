@@ -26,8 +26,9 @@ from serve.messages import Chunk, Message, Request
 # Prompt tokens a step while others are being answered: 64 double the time of a step of 8 rows.
 READ_BESIDE_TOKENS = 64
 # Newcomers go alone up to their first words, for so many tokens each and so many rows together:
-# a row alone is done in a third of the time of a step of 8.
-FIRST_TOKENS, ALONE_ROWS = 4, 96
+# a row alone is done in a third of the time of a step of 8. An opening tag, which nobody sees, is
+# four of them ("<think>", line feed).
+FIRST_TOKENS, ALONE_ROWS = 6, 96
 # A pass over the weights costs as much as two or three rows of one.
 FILLED = 2
 # Copying another slot's beginning costs about as much as reading so many tokens.

@@ -25,8 +25,8 @@ KEPT_SHARE, PRACTICE_KEPT_SHARE = 0.4, 0.2
 LOGIT_BYTES, LOGIT_ROWS = 6, 256
 # CUDA's own context, kernels' scratch space.
 RUNTIME_GIB = 1.5
-# The copy of the student that writes the attempts (on a processor float32, with packed weights
-# beside it), and what their keys and values may fill.
+# The copy of the student that writes the attempts (on a processor at most float32, with packed
+# weights beside it), and what their keys and values may fill.
 COPY_BYTES, PROCESSOR_COPY_BYTES, SAMPLING_SHARE = 2, 6, 0.1
 
 

@@ -62,8 +62,7 @@ class Sampler:
         dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
         copy = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
         copy.to(self.model.device)
-        if dtype == torch.float32:
-            pack(copy, exact=False)
+        pack(copy, exact=False)
         context = max(CONTEXT_TOKENS, 2 * max_tokens)
         slots = SLOTS
         if has_cuda():

@@ -40,7 +40,7 @@ class PackedLinear(nn.Linear):  # type: ignore[misc]
 
 
 def pack(model: nn.Module, exact: bool) -> None:
-    """Let the linear layers of a float32 model on a CPU answer from packed weights.
+    """Let linear layers of float32 on a CPU answer from packed weights; others stay as they are.
 
     `exact`: only those that float16 holds as they are, as whatever was saved in bfloat16. Does
     nothing where torch was built without FBGEMM.
@@ -48,7 +48,11 @@ def pack(model: nn.Module, exact: bool) -> None:
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         return
     for module in model.modules():
-        if type(module) is nn.Linear and (not exact or _is_exact(module.weight.detach())):
+        if type(module) is not nn.Linear:
+            continue
+        weight = module.weight.detach()
+        here = weight.dtype == torch.float32 and weight.device.type == "cpu"
+        if here and (not exact or _is_exact(weight)):
             module.__class__ = PackedLinear
             module._packed_of = (0, -1)
 

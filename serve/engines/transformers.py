@@ -55,8 +55,7 @@ def load(
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"checkpoint {path} does not load: {error}") from error
     model.to("cuda" if has_cuda() else "cpu")
-    if model.dtype == torch.float32 and not has_cuda():
-        pack(model, exact=True)
+    pack(model, exact=True)
     return TransformersEngine(model, tokenizer, path.name, slots, context_tokens, prefixes)
 
 

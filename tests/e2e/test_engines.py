@@ -13,6 +13,7 @@ from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.student import student_checkpoint
 from serve.engines import load_engine
 from serve.engines.child import load_in_child
+from serve.engines.packed_linear import PackedLinear
 from serve.errors import EngineError, UsageError
 from serve.messages import Message, Request, Sampling
 from serve.models import resolve_model
@@ -247,6 +248,12 @@ def test_no_generation_config_changes_an_answer(tmp_path, reference):
     expected = {k: c.ids for k, c in reference.generate(asked)}
     other = load_engine("transformers", path=tmp_path, slots=8, dtype="float32")
     assert {k: c.ids for k, c in other.generate(asked)} == expected
+
+
+def test_every_layer_of_a_float32_student_answers_from_packed_weights(reference):
+    linear = [m for m in reference.model.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(linear) == 30 * 7 + 1
+    assert {type(module) for module in linear} == {PackedLinear}
 
 
 def test_a_child_answers_like_the_engine_itself(llama, gguf):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import forecast as forecasts
-from pipeline.forecast import forecast
+from pipeline.forecast import forecast, work_of
 from pipeline.recipe_files import FOLDER, find_recipe, load_recipe
 from pipeline.sampler import sampling_slots
 
@@ -131,3 +131,8 @@ def test_attempts_at_a_time_are_those_whose_keys_and_values_fit(gigabytes, token
         num_hidden_layers, hidden_size = 28, 1024
 
     assert sampling_slots(gigabytes * 2**30, Qwen3Small, tokens) == slots
+
+
+def test_the_teacher_is_forecast_as_the_copy_that_answers():
+    recipe = load_recipe(find_recipe("smoke"), ('teacher.encoding="Q8_0"',))
+    assert work_of(recipe).teacher.bits == 8.51

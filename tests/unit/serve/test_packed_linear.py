@@ -59,3 +59,9 @@ def test_training_goes_through_the_plain_product():
     pack(packed, exact=True)
     packed(torch.ones(2, 96)).sum().backward()
     assert packed.weight.grad.eq(2).all()
+
+
+def test_weights_of_bfloat16_stay_plain():
+    kept = layer().bfloat16()
+    pack(kept, exact=False)
+    assert type(kept) is nn.Linear

@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import httpx
 
@@ -15,6 +17,12 @@ from tests.e2e.conftest import ROOT
 STUDENT = load_recipe(find_recipe("smoke")).student
 NAME = "student"
 LEAD = [{"role": "system", "content": "Think in short steps, then give the answer."}]
+
+
+def apart(work, *arguments):
+    """In a process of its own: llama.cpp and torch must not share one."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def write_bundle(folder, *more):

@@ -1,8 +1,5 @@
 """A small model guesses for a larger one: the same words sooner; another vocabulary is refused."""
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-
 import pytest
 
 from pipeline.recipe_files import find_recipe, load_recipe
@@ -10,19 +7,13 @@ from serve.engines.llama_live import load_live
 from serve.errors import EngineError
 from serve.messages import Request, Sampling
 from serve.models import resolve_model
-from tests.e2e.serving import STUDENT
+from tests.e2e.serving import STUDENT, apart
 
 TEACHER = load_recipe(find_recipe("smoke")).teacher
 BASE = resolve_model(STUDENT.model, STUDENT.sha256)
 # Far from any tie, so that the rounding of a batch cannot turn them.
 COUNTING = ("11, 12, 13, 14,", "51, 52, 53, 54,")
 TOKENS = 40
-
-
-def apart(work, *arguments):
-    """In a process of its own: llama.cpp and torch must not share one."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
 
 
 def said(path, draft, prompts=COUNTING, temperature=0.0, errs=False):

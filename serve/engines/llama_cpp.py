@@ -12,6 +12,7 @@ because llama.cpp's matrix kernels round differently for the last `rows % 4` row
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import numpy as np
 
 from serve.engines.answer import Answer, check_length, chunks
 from serve.engines.base import LogitsTV
+from serve.engines.kept_states import KeptStates
 from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
 from serve.engines.prefixes import Prompt, Prompts, by_lead
 from serve.engines.sampling import pick_token
@@ -77,6 +79,7 @@ class LlamaCppEngine:
         self._prefix_streams = range(self._slots, self._slots + prefixes)
         self._prompt_stream = self._slots + prefixes
         self.model = LlamaModel(path, self._slots + prefixes + 1, context_tokens, threads)
+        self._kept_states = KeptStates(self.model, threads)
         self._template = self.model.chat_template()
         # Stream of each prefix that is kept, the one longest unused first.
         self._stream_by_prefix: dict[tuple[int, ...], int] = {}
@@ -156,7 +159,10 @@ class LlamaCppEngine:
             free = set(self._prefix_streams) - set(self._stream_by_prefix.values())
             stream = min(free) if free else self._stream_by_prefix.pop(self._longest_unused())
             self.model.clear_sequence(stream)
-            self._prefill(stream, shared, 0)
+            if not self._kept_states.restore(shared, stream):
+                started_s = time.monotonic()
+                self._prefill(stream, shared, 0)
+                self._kept_states.keep(shared, stream, time.monotonic() - started_s)
         self._stream_by_prefix[shared] = stream
         return stream
 

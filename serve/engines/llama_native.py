@@ -144,10 +144,27 @@ class LlamaModel:
         """False where a model with recurrent layers cannot forget only a part."""
         return bool(native.llama_memory_seq_rm(self._memory, sequence, first_position, -1))
 
+    def state(self, sequence: int) -> bytes:
+        """What a sequence holds, for `restore`."""
+        size = native.llama_state_seq_get_size(self._context, sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        written = native.llama_state_seq_get_data(self._context, buffer, size, sequence)
+        return bytes(memoryview(buffer)[:written])
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """Have an empty sequence hold a `state` of the same model; False where it does not fit."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        return bool(native.llama_state_seq_set_data(self._context, buffer, len(state), sequence))
+
     def forgets(self) -> bool:
         """Whether the last tokens of a sequence can be taken back."""
         recurrent = native.llama_model_is_recurrent(self._model)
         return not (recurrent or native.llama_model_is_hybrid(self._model))
+
+
+def native_build() -> str:
+    """Release of llama.cpp's package, and the processor features it was built for."""
+    return f"{native.__version__} {native.llama_print_system_info().decode()}"
 
 
 def last_log_line() -> str:

@@ -69,11 +69,15 @@ def stages(recipe: Recipe) -> list[Stage]:
     items = ("01-problems",) if r.curate.decontaminate else ()
     general = ("02-general",) if r.general.wanted else ()
     known = ("02-traces", "03-curated", *general)
-    everything = ("01-problems", *known, "04-examples", *trained, *files)
+    everything = ("01-problems", *known, *hard, "04-examples", *trained, *files)
     return [
-        Stage("01-problems", problems, r.problems, ()),
+        Stage("01-problems", problems, r.problems, (), sources=r.problems.sources),
         Stage("02-traces", collect, traces, ("01-problems",), reads=(IMPORTED,)),
-        *([Stage(general[0], general_data, (r.teacher, r.general), ())] if general else []),
+        *(
+            [Stage(general[0], general_data, (r.teacher, r.general), (), sources=r.general.sources)]
+            if general
+            else []
+        ),
         *([Stage(hard[0], references, examination, ("02-traces",))] if hard else []),
         Stage("03-curated", curate, r.curate, ("02-traces", *items, *hard)),
         Stage("04-examples", examples, supervision, known),

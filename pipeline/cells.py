@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from pipeline.all import execute, stages
 from pipeline.examine import SFT_STAGE, checkpoint_rung, examine
+from pipeline.imported import share_imported
 from pipeline.ladder import greedy
 from pipeline.memory import give_back_memory, keep_freed_memory
 from pipeline.progress import Progress
@@ -96,6 +97,7 @@ def _share(base: RunDir, run: RunDir) -> None:
         if (base.root / name).is_dir():
             ignored = shutil.ignore_patterns(SCRATCH)
             shutil.copytree(base.root / name, run.root / name, ignore=ignored)
+    share_imported(base.root, run.root)
     _give(run.root.parent / MEASURED, run.root / EXAMPLES_STAGE / SCRATCH / MEASURED)
 
 

@@ -20,6 +20,7 @@ from pipeline import report
 from pipeline.all import execute, stages
 from pipeline.compare_recipes import add_arguments, compare_recipes
 from pipeline.examine import ON_POLICY, ON_POLICY_STAGE, SFT_STAGE, checkpoint_rung, examine
+from pipeline.imported import share_imported
 from pipeline.ladder import Judged, against, greedy
 from pipeline.ledger import COMPARED, greedy_by_rung, manifest_of
 from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
@@ -74,6 +75,7 @@ def compare(root: Path, progress: Progress) -> dict[str, Any]:
         if answers.exists() and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             write_file(target, answers.read_bytes())
+        share_imported(root, rival.root)
         execute(rival, larger, progress, until=SFT_STAGE)
         train = read_records(rival.root / "01-problems" / "train.jsonl", Problem)
         more = sum(1 for _ in train) - before

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from pipeline.all import execute, stages
 from pipeline.examine import ON_POLICY_STAGE, SFT_STAGE, checkpoint_rung, examine
 from pipeline.ladder import Judged
+from pipeline.ledger import ASKING
 from pipeline.memory import give_back_memory, keep_freed_memory
 from pipeline.methods_table import Method, sentences, table
 from pipeline.progress import Progress
@@ -101,13 +102,19 @@ def _method(
 def _fingerprint(
     run: RunDir, recipe: Recipe, last: str, items: int, suites: tuple[Suites, Path]
 ) -> str | None:
-    """Of what the student was taught and asked; None before its last stage is done."""
-    stage = next(stage for stage in stages(recipe) if stage.name == last)
-    manifest = run.manifest(stage)
-    if manifest is None:
-        return None
+    """Of what the student was taught and asked; None before its last stage is done, and when what
+    people wrote for a stage changed since."""
+    manifests = {}
+    for stage in stages(recipe):
+        manifest = run.manifest(stage)
+        if manifest is None or stage.changed_source(manifest) is not None:
+            return None
+        manifests[stage.name] = manifest
+        if stage.name == last:
+            break
+    taught = (manifests["01-problems"].files, manifests[last].fingerprint)
     settings = (recipe.model_dump(mode="json"), items, suites[0].model_dump(mode="json"))
-    return content_key(manifest.fingerprint, settings)
+    return content_key(taught, settings)
 
 
 def _known(
@@ -195,7 +202,9 @@ def _measured(
         rung=found["rungs"][rung],
         answer_tokens=round(mean(r.completion.completion_tokens for r in own), 1),
         supervised_tokens=manifests[SFT_STAGE].counts["supervised_tokens"],
-        teacher_tokens=manifests["02-traces"].counts["completion_tokens"]
+        teacher_tokens=sum(
+            manifests[name].counts["completion_tokens"] for name in ASKING if name in manifests
+        )
         + practised.get("teacher_tokens", 0),
         minutes=round(sum(manifests[name].took_s for name in spent) / 60, 1),
     )

@@ -17,7 +17,7 @@ from pipeline.records import Problem
 from quant.stats import wilson
 from serve.messages import Record
 
-TEMPLATE_TEXTS = 10
+TEMPLATE_PROBLEMS = 10
 SHINGLE_TOKENS = 3
 NEAR_DUPLICATE = 0.5
 LENGTHS = (8, 13)
@@ -27,11 +27,15 @@ Tokens = tuple[str, ...]
 
 
 class Trained(NamedTuple):
-    """One text a student learned from: a problem's question, or a trace's completion."""
+    """One text a student learned from: a problem's question, or a trace's completion.
+
+    `problem` is the key of the problem it belongs to: the traces of one are no template.
+    """
 
     where: Literal["prompt", "trace"]
     key: str
     text: str
+    problem: str
 
 
 class Overlap(Record):
@@ -54,13 +58,17 @@ class _Index:
         self.texts: defaultdict[Tokens, list[int]] = defaultdict(list)
         self.counts: list[int] = []
         own = [set(ngrams(tokens_of(t.text), length)) for t in texts]
-        spread = Counter(gram for grams in own for gram in grams)
+        holders = defaultdict(set)
+        for text, grams in zip(texts, own, strict=True):
+            for gram in grams:
+                holders[gram].add(text.problem)
+        spread = {gram: len(problems) for gram, problems in holders.items()}
         for index, grams in enumerate(own):
-            rare = [gram for gram in grams if spread[gram] <= TEMPLATE_TEXTS]
+            rare = [gram for gram in grams if spread[gram] <= TEMPLATE_PROBLEMS]
             self.counts.append(len(rare))
             for gram in rare:
                 self.texts[gram].append(index)
-        self.templates = {gram for gram, count in spread.items() if count > TEMPLATE_TEXTS}
+        self.templates = {gram for gram, count in spread.items() if count > TEMPLATE_PROBLEMS}
 
     def shared(self, tokens: Tokens) -> tuple[Counter[int], int]:
         """Training text -> n-grams it shares with `tokens`; and how many of those count."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pipeline.ladder import Judged
 from pipeline.records import content_key
 from pipeline.supervise import reasoning_of
+from serve.messages import Completion
 from serve.reasoning import only_reasoning, tags_of
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
@@ -38,6 +39,14 @@ def forced_beginnings(answers: Sequence[Judged]) -> dict[tuple[str, str], str]:
             other = min(others, key=lambda o: content_key("swapped", item, o.item))
             begun[item, SWAPPED] = _begun(text, reasoning_of(other.completion.text))
     return begun
+
+
+def first_line(said: Completion) -> Completion:
+    """What follows `Answer:`; one that was cut off after its line has answered all the same."""
+    line, feed, _ = said.text.lstrip().partition("\n")
+    if said.finish != "length" or not feed:
+        return said
+    return said.model_copy(update={"text": f" {line}", "finish": "stop"})
 
 
 def name_of(share: float) -> str:

@@ -24,7 +24,7 @@ from pipeline.teacher import open_teacher, teacher_identity
 from serve.errors import DataError
 from serve.messages import Message, Sampling
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LIBRARIES = ("llama-cpp-python", "datasets")
 BUILT_IN = Path(__file__).parent / "recipes" / "general"
 
@@ -63,7 +63,12 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
         else:
             cut += 1
     write_records(out / "general.jsonl", rows)
-    return {"prompts": len(prompts), "answered": len(rows), "cut": cut}
+    return {
+        "prompts": len(prompts),
+        "answered": len(rows),
+        "cut": cut,
+        "completion_tokens": sum(answers[r.key].completion_tokens for r in asked.values()),
+    }
 
 
 def _prompts(options: GeneralOptions) -> Iterator[General]:
@@ -76,7 +81,7 @@ def _prompts(options: GeneralOptions) -> Iterator[General]:
 
 def _of_file(path: Path) -> Iterator[General]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read general prompts from {path}: {error}") from error
     for number, line in enumerate(lines, start=1):

@@ -26,17 +26,17 @@ class Answered(NamedTuple):
 def by_length(answers: Mapping[str, Answered]) -> list[dict[str, Any]]:
     """Accuracy in quarters of the answers by completion tokens, shortest first.
 
-    Answers of one length stay in one bucket, so that buckets can be uneven or fewer.
+    Answers of one length stay in the quarter where that length begins, so that quarters can be
+    uneven, or missing.
     """
     ordered = sorted(answers.values(), key=lambda a: a.completion.completion_tokens)
-    buckets: list[list[Answered]] = []
+    quarters: dict[int, list[Answered]] = {}
+    quarter, length = 0, -1
     for index, answer in enumerate(ordered):
-        tokens = answer.completion.completion_tokens
-        same = bool(buckets) and buckets[-1][-1].completion.completion_tokens == tokens
-        if same or (buckets and len(buckets) > index * BUCKETS // len(ordered)):
-            buckets[-1].append(answer)
-        else:
-            buckets.append([answer])
+        if answer.completion.completion_tokens != length:
+            length = answer.completion.completion_tokens
+            quarter = index * BUCKETS // len(ordered)
+        quarters.setdefault(quarter, []).append(answer)
     return [
         {
             "from_tokens": bucket[0].completion.completion_tokens,
@@ -45,7 +45,7 @@ def by_length(answers: Mapping[str, Answered]) -> list[dict[str, Any]]:
             "accuracy": mean(a.right for a in bucket),
             "interval": list(wilson(sum(a.right for a in bucket), len(bucket))),
         }
-        for bucket in buckets
+        for bucket in quarters.values()
     ]
 
 

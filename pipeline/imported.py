@@ -6,15 +6,25 @@ evaluation is left out.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pipeline.asking import Answer
 from pipeline.records import Problem, Trace
-from pipeline.store import AppendLog, read_records
+from pipeline.store import AppendLog, read_records, replacing
 from pipeline.tasks.judge import Judge
 
 IMPORTED = "imported-traces.jsonl"
+
+
+def share_imported(source: Path, target: Path) -> None:
+    """The run at `target` has the imported traces of that at `source`, or none as well."""
+    if (source / IMPORTED).exists():
+        with (source / IMPORTED).open("rb") as rows, replacing(target / IMPORTED) as copy:
+            shutil.copyfileobj(rows, copy)
+    else:
+        (target / IMPORTED).unlink(missing_ok=True)
 
 
 class Imported:

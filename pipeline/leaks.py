@@ -3,7 +3,7 @@
 The tokens, lengths and templates of `pipeline/contamination.py`, looked at from the other side:
 there the items of a finished run are flagged, here what would be learned is left out. Held in
 memory are the n-grams of the items, not those of the traces. An n-gram of more than
-`TEMPLATE_TEXTS` training problems is a template and no leak; prompts and traces count apart.
+`TEMPLATE_PROBLEMS` training problems is a template and no leak; prompts and traces count apart.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from pipeline.contamination import (
     LENGTHS,
-    TEMPLATE_TEXTS,
+    TEMPLATE_PROBLEMS,
     Overlap,
     Tokens,
     ngrams,
@@ -140,9 +140,9 @@ class Templates:
             for found in read_found(path):
                 for gram in found.grams:
                     holders = spread[found.where, found.length, gram]
-                    if len(holders) <= TEMPLATE_TEXTS:
+                    if len(holders) <= TEMPLATE_PROBLEMS:
                         holders.add(found.problem)
-        self._known = {gram for gram, held in spread.items() if len(held) > TEMPLATE_TEXTS}
+        self._known = {gram for gram, held in spread.items() if len(held) > TEMPLATE_PROBLEMS}
 
     def only(self, found: Found) -> bool:
         """Whether nothing of what is shared is more than a template."""

@@ -22,6 +22,8 @@ from pipeline.weights import multiplied_weights, teacher_weights
 FORWARD, TRAINING = 2, 6
 MILLION_BILLIONS = 1e15
 COMPARED = "compare.json"
+# Stages before SFT that ask the teacher.
+ASKING = ("02-traces", "02-general", "03-references")
 
 
 def ledger(recipe: Recipe, inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -30,15 +32,17 @@ def ledger(recipe: Recipe, inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
     student = multiplied_weights(inputs[SFT_STAGE])
     teacher = teacher_weights(recipe)
     passed = greedy_by_rung(inputs["08-evaluate"])
-    traces, sft = manifests["02-traces"], manifests[SFT_STAGE]
+    sft = manifests[SFT_STAGE]
+    asking = [manifests[name] for name in ASKING if name in manifests]
+    asked = sum(manifest["counts"]["completion_tokens"] for manifest in asking)
     rows = [
         _row(
             "traces and SFT",
-            [traces, manifests["04-examples"], sft],
+            [*asking, manifests["04-examples"], sft],
             student_tokens=sft["counts"]["trained_tokens"],
-            teacher_tokens=traces["counts"]["completion_tokens"],
-            operations=TRAINING * student * sft["counts"]["trained_tokens"]
-            + FORWARD * teacher * traces["counts"]["completion_tokens"],
+            teacher_tokens=asked,
+            student_operations=TRAINING * student * sft["counts"]["trained_tokens"],
+            teacher=teacher,
             gained=_gained(passed, BASE, SFT),
         )
     ]
@@ -53,9 +57,8 @@ def ledger(recipe: Recipe, inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
                 [practice],
                 student_tokens=trained + written,
                 teacher_tokens=read,
-                operations=TRAINING * student * trained
-                + FORWARD * student * written
-                + FORWARD * teacher * read,
+                student_operations=TRAINING * student * trained + FORWARD * student * written,
+                teacher=teacher,
                 gained=_gained(passed, SFT, ON_POLICY),
             )
         )
@@ -77,9 +80,14 @@ def _row(
     manifests: list[dict[str, Any]],
     student_tokens: int,
     teacher_tokens: int,
-    operations: float,
+    student_operations: int,
+    teacher: int | None,
     gained: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    """`teacher`: its weights, None where nobody says; operations are then not known either."""
+    operations = None
+    if teacher is not None:
+        operations = student_operations + FORWARD * teacher * teacher_tokens
     took_s = sum(m["took_s"] for m in manifests)
     joules = [float(m["energy_j"]) for m in manifests if m.get("energy_j") is not None]
     energy_j = sum(joules) if len(joules) == len(manifests) else None
@@ -93,7 +101,9 @@ def _row(
         "device": manifests[-1].get("device", ""),
         "energy_j": energy_j,
         "gained": gained,
-        "points_per_1e15": None if points is None else points / (operations / MILLION_BILLIONS),
+        "points_per_1e15": None
+        if points is None or operations is None
+        else points / (operations / MILLION_BILLIONS),
         "points_per_minute": None if points is None else points / (took_s / 60),
     }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.examine import ON_POLICY_STAGE, SFT_STAGE
 from pipeline.gate_table import gate_cells
 from pipeline.ladder_table import ladder_cells
 from pipeline.recipe import Recipe
+from serve.reasoning import FORMS
 
 
 def model_card(
@@ -15,6 +17,16 @@ def model_card(
     """Markdown with the front matter that model hubs read."""
     families = ", ".join(sorted(counts["01-problems"]["train"]))
     kept = sum(counts["03-curated"]["kept"].values())
+    beside = counts["04-examples"].get("general", 0)
+    general = f" and {beside} general answers" if beside else ""
+    tags = FORMS[recipe.student.tags]
+    practised = counts.get(ON_POLICY_STAGE)
+    practice = (
+        f"\n- **Practice**: {practised['attempts']:,} attempts of its own, graded by the teacher"
+        f" ({practised['method']})."
+        if practised
+        else ""
+    )
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -23,14 +35,16 @@ tags: [distillation, reasoning, gguf]
 
 # {recipe.run.name}
 
-A student distilled by Retort. It thinks inside `<think>…</think>`, then writes `Answer: …`.
+A student distilled by Retort. It thinks inside `{tags.opens}…{tags.closes}`, then writes
+`Answer: …`.
 
 - **Teacher**: `{recipe.teacher.model}`
 - **Base student**: `{recipe.student.model}`
 - **Families**: {families}
-- **Training**: {recipe.sft.method} fine-tuning on {counts["04-sft"]["examples"]} traces
-  ({kept} kept of {counts["02-traces"]["traces"]}), {recipe.sft.epochs} epochs,
-  learning rate {recipe.sft.learning_rate:g}, seed {recipe.run.seed}.
+- **Training**: {recipe.sft.method} fine-tuning on {counts[SFT_STAGE]["examples"]} examples,
+  made of {counts["04-examples"]["traces"]} traces{general} ({kept} kept of
+  {counts["02-traces"]["traces"]}), {recipe.sft.epochs} epochs, learning rate
+  {recipe.sft.learning_rate:g}, seed {recipe.run.seed}.{practice}
 - **System prompt**: `{recipe.asked_student.system}`
 
 ## Measured

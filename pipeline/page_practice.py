@@ -25,7 +25,7 @@ def ledger_cells(rows: list[dict[str, Any]], brief: bool = False) -> Cells:
                 row["step"],
                 f"{row['student_tokens']:,}",
                 f"{row['teacher_tokens']:,}",
-                f"{row['operations'] / 1e15:.2f}",
+                "not known" if row["operations"] is None else f"{row['operations'] / 1e15:.2f}",
                 f"{row['took_s'] / 60:.1f}",
                 "not reported" if row["energy_j"] is None else f"{row['energy_j'] / 1e3:.1f}",
                 f"{100 * gained['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

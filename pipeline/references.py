@@ -22,7 +22,7 @@ from pipeline.store import read_records, write_records
 from pipeline.tasks.judge import Judge
 from pipeline.teacher import open_teacher, teacher_identity
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LIBRARIES = ("llama-cpp-python", "transformers", "torch", "reasoning-gym", "math-verify")
 ZERO_SHOT = "teacher without examples"
 
@@ -36,17 +36,24 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     by_key = {t.problem.key: t.problem for t in traces if t.verdict.passed}
     problems = [problem for _, problem in sorted(by_key.items())]
     alone = options.model_copy(update={"k_items": 0})
+    teacher_tokens = 0
     solved: dict[str, list[str]] = {problem.key: [] for problem in problems}
     keep_freed_memory(one_heap=True)
     with Judge() as judge:
         for rung in (base_rung(student, alone), _zero_shot(teacher)):
             for answer in examine(rung, problems, alone, out, judge, context):
+                if rung.name == ZERO_SHOT:
+                    teacher_tokens += answer.completion.completion_tokens
                 if answer.verdict.passed:
                     solved[answer.item].append(rung.name)
             give_back_memory()
     rows = [Solved(problem=key, by=tuple(names)) for key, names in sorted(solved.items())]
     write_records(out / "references.jsonl", rows)
-    return {"problems": len(rows), "unsolved": sum(not row.by for row in rows)}
+    return {
+        "problems": len(rows),
+        "unsolved": sum(not row.by for row in rows),
+        "completion_tokens": teacher_tokens,
+    }
 
 
 def _zero_shot(teacher: TeacherOptions) -> Rung:

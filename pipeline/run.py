@@ -31,7 +31,7 @@ from pipeline.training_options import TrainingOptions
 from serve.errors import BusyRun, DiskError, RetortError
 from serve.hardware import device_name
 from serve.messages import Record
-from serve.models import file_sha256
+from serve.models import artifact_sha256, file_sha256
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -45,12 +45,14 @@ Counts = Mapping[str, Any]
 class Manifest(Record):
     """Proof that a stage finished. Time, device and energy are for people, in no fingerprint.
 
-    Both count what killed processes spent on the stage (`pipeline/stopwatch.py`).
+    Time and energy count what killed processes spent on the stage (`pipeline/stopwatch.py`).
+    `sources` has the sha256 of what people wrote outside of the run and the stage read.
     """
 
     stage: str
     fingerprint: str
     files: dict[str, str]
+    sources: dict[str, str] = Field(default_factory=dict)
     counts: dict[str, Any]
     took_s: float = Field(ge=0)
     device: str = ""
@@ -95,6 +97,7 @@ class Stage:
 
     `files` names its outputs when it shares a folder with others (the report, in the run's root).
     `reads` names files in the run's root that people may write, and that it uses where they are.
+    `sources` are files and folders of their own that its config names, among other things.
     """
 
     name: str
@@ -103,6 +106,17 @@ class Stage:
     needs: tuple[str, ...]
     files: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+
+    def sources_now(self) -> dict[str, str]:
+        """sha256 of those sources that are here: one that moved away since proves nothing."""
+        there = [name for name in self.sources if Path(name).exists()]
+        return {name: artifact_sha256(Path(name)) for name in there}
+
+    def changed_source(self, manifest: Manifest) -> str | None:
+        """The first source that is not as it was when the stage was done."""
+        now = self.sources_now().items()
+        return next((name for name, sha256 in now if manifest.sources.get(name) != sha256), None)
 
 
 class RunDir:
@@ -160,6 +174,10 @@ class RunDir:
         """The manifest, if it proves that the stage is done as asked; otherwise None."""
         manifest = self.manifest(stage)
         if manifest is None or manifest.fingerprint != fingerprint:
+            return None
+        source = stage.changed_source(manifest)
+        if source is not None:
+            log.warning("%s: %s is another than before, doing it again", stage.name, source)
             return None
         folder = self.folder(stage)
         for name, sha256 in manifest.files.items():
@@ -221,6 +239,7 @@ def run_stage(run: RunDir, stage: Stage, fingerprint: str, context: Context) -> 
         try:
             out.mkdir(parents=True, exist_ok=True)
             run.manifest_path(stage).unlink(missing_ok=True)
+            sources = stage.sources_now()
             inputs = {name: run.root / name for name in stage.needs} | run.found(stage)
             counts = stage.module.run(stage.config, inputs, out, context)
             give_back_memory()
@@ -234,6 +253,7 @@ def run_stage(run: RunDir, stage: Stage, fingerprint: str, context: Context) -> 
             stage=stage.name,
             fingerprint=fingerprint,
             files=files,
+            sources=sources,
             counts=dict(counts),
             took_s=round(spent.took_s, 3),
             device=device_name(),

@@ -23,6 +23,7 @@ from pipeline.asking import ask
 from pipeline.budget_forcing import waited
 from pipeline.evaluate import rungs_of
 from pipeline.examine import Rung, inputs_of
+from pipeline.forced import first_line
 from pipeline.ladder import Judged
 from pipeline.ledger import manifest_of
 from pipeline.memory import give_back_memory, keep_freed_memory, start_again_on_huge_pages
@@ -75,6 +76,7 @@ def ask_rung(
     for question in asked:
         said = answers[question.request.key]
         if question.request.begun:
+            said = first_line(said)
             said = said.model_copy(update={"text": question.request.begun + said.text})
         rows.append(
             Asked(

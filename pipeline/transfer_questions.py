@@ -19,7 +19,7 @@ from pipeline.transfer_suites import Suites, styled, suite_problems
 from pipeline.transfer_summary import FORCED, FRESH, SAMPLES, STUDENTS, STYLES
 from serve.messages import Message, Request, Sampling
 
-FORCED_TOKENS = 24
+FORCED_TOKENS = 48
 
 
 class Question(NamedTuple):
@@ -50,10 +50,12 @@ class Questions:
             side: list(read_records(root / "01-problems" / f"{side}.jsonl", Problem))
             for side in ("train", "practice", "eval", "gate")
         }
-        known = {p.question for side in sides.values() for p in side}
         self.fresh = sides["eval"]
-        self.trained_on = [*sides["train"], *sides["practice"]]
         self.traces = list(read_records(root / "03-curated" / "kept.jsonl", Trace))
+        # Imported traces have problems that no family of the recipe drew.
+        taught = [*sides["train"], *sides["practice"], *(t.problem for t in self.traces)]
+        self.trained_on = list({p.key: p for p in taught}.values())
+        known = {p.question for p in [*self.trained_on, *sides["eval"], *sides["gate"]]}
         self.problems = {
             suite.name: suite_problems(suite, folder, self.seed, known)
             for suite in self.suites.suite
@@ -63,8 +65,8 @@ class Questions:
 
     def overlaps(self) -> list[Overlap]:
         """Evaluation items and items of the suites that look like what was trained on."""
-        trained = [Trained("prompt", p.key, p.question) for p in self.trained_on]
-        trained += [Trained("trace", t.key, t.completion.text) for t in self.traces]
+        trained = [Trained("prompt", p.key, p.question, p.key) for p in self.trained_on]
+        trained += [Trained("trace", t.key, t.completion.text, t.problem.key) for t in self.traces]
         return overlaps({FRESH: self.fresh, **self.problems}, trained)
 
     def of(self, rung: Rung, sampled: bool = True) -> Iterator[Question]:

@@ -16,10 +16,13 @@ from pipeline.recipe import DatasetOptions, FamilyOptions
 from pipeline.records import Problem, content_key
 from pipeline.tasks.files import dataset_problems, jsonl_problems
 from pipeline.tasks.gym import family_problems
+from pipeline.transfer_summary import FRESH, OTHER
 from serve.errors import RecipeError
 from serve.messages import Message, Record
 
 FOLDER = Path(__file__).parent / "suites"
+# What is asked beside the suites stands in the same tables.
+RESERVED = frozenset({FRESH, *OTHER})
 
 
 class SuiteFamily(FamilyOptions):
@@ -65,6 +68,9 @@ class Suites(Record):
         names = [s.name for s in self.suite] + [s.name for s in self.style]
         if len(set(names)) < len(names):
             raise ValueError("two suites or styles of one name")
+        reserved = sorted(RESERVED & {s.name for s in self.suite})
+        if reserved:
+            raise ValueError(f"a suite cannot be called {reserved[0]!r}")
         return self
 
 
@@ -115,7 +121,7 @@ def styled(
         said = said.replace(words, translation)
     if style.replace and said == question:
         return None
-    said = style.text.format(question=said)
+    said = style.text.replace("{question}", said)
     if style.lower:
         said = said.lower()
     if style.system is not None:

@@ -35,10 +35,10 @@ def multiplied_weights(checkpoint: Path) -> int:
     return sum(sizes.values()) - (looked_up if head else 0)
 
 
-def teacher_weights(recipe: Recipe, of: Callable[[Path], int] = multiplied_weights) -> int:
-    """Of a local teacher, a checkpoint counted by `of`; 0 where a server does not say."""
+def teacher_weights(recipe: Recipe, of: Callable[[Path], int] = multiplied_weights) -> int | None:
+    """Of a local teacher, a checkpoint counted by `of`; None where a server does not say."""
     if recipe.teacher.engine == "http":
-        return 0
+        return None
     path = resolve_model(recipe.teacher.model, recipe.teacher.sha256)
     if path.is_dir():
         return of(path)

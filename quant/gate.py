@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from quant.stats import (
-    bootstrap_interval,
+    cautious_interval,
     holm,
     mcnemar_exact,
     smallest_detectable_drop,
@@ -86,11 +86,11 @@ def paired_verdict(
             artifact=artifact, outcome="inconclusive", why=nothing, margin=margin, **counts
         )
     gained, lost = _flips(both, student, answers)
-    low, high = bootstrap_interval(gained, lost, len(both), 1 - alpha)
+    low, high = cautious_interval(gained, lost, len(both), 1 - alpha)
     by_family = _families(both, student, answers, families)
     difference = (gained - lost) / len(both)
     outcome, why = _outcome(difference, low, high, by_family, margin, alpha, last)
-    detectable = smallest_detectable_drop(len(both), (gained + lost) / len(both))
+    detectable = smallest_detectable_drop(len(both), (gained + lost) / len(both), alpha)
     if outcome == "inconclusive":
         why += f"; {len(both)} items show drops from {100 * detectable:.1f} points"
     elif outcome == "pass" and right <= margin * len(both):

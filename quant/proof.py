@@ -111,7 +111,7 @@ def prove(
     except EngineError as error:
         return Proof(fault=f"run: {error}", inspection=inspection)
     fault, nats = None, divergence["all"].mean_nats
-    if nats > BROKEN_NATS:
+    if not nats <= BROKEN_NATS:  # nor is "not a number" near
         fault = f"divergence: {nats:.2f} nats from the student, limit {BROKEN_NATS}"
     elif exact and nats > FULL_PRECISION_NATS:
         fault = (

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 Z_95 = 1.959963984540054
-Z_ALPHA, Z_POWER = 1.6448536269514722, 0.8416212335729143
+Z_POWER = 0.8416212335729143
 RESAMPLES = 20_000
 WALKS = 1_000_000
 
@@ -101,6 +102,44 @@ def bootstrap_interval(
     return Interval(float(low), float(high))
 
 
+def score_interval(gained: int, lost: int, items: int, confidence: float) -> Interval:
+    """Score interval of the paired difference in shares (Tango 1998, Stat. Med. 17:891-908).
+
+    Both sides hold at `confidence` each. Raises ValueError without items.
+    """
+    if items <= 0:
+        raise ValueError(f"score interval over {items} items")
+    z = NormalDist().inv_cdf(confidence)
+    return Interval(
+        _lowest_difference(gained, lost, items, z), -_lowest_difference(lost, gained, items, z)
+    )
+
+
+def _lowest_difference(gained: int, lost: int, items: int, z: float) -> float:
+    """The difference that lies `z` standard errors, as they would be there, below what was seen."""
+    low, high = -1.0, (gained - lost) / items
+    for _ in range(60):
+        middle = (low + high) / 2
+        # The likeliest share of losses were `middle` the difference: root of a quadratic.
+        linear = (2 * items - gained + lost) * middle - gained - lost
+        constant = -lost * middle * (1 - middle)
+        root = math.sqrt(max(0.0, linear * linear - 8 * items * constant))
+        variance = items * (2 * (root - linear) / (4 * items) + middle * (1 - middle))
+        far = gained - lost - items * middle >= z * math.sqrt(max(0.0, variance))
+        low, high = (middle, high) if far else (low, middle)
+    return high
+
+
+def cautious_interval(
+    gained: int, lost: int, items: int, confidence: float, seed: int = 0
+) -> Interval:
+    """The wider, on each side, of bootstrap and score interval: the bootstrap of few flips knows
+    too little of what could have flipped, and of none it is a point."""
+    drawn = bootstrap_interval(gained, lost, items, confidence, seed)
+    score = score_interval(gained, lost, items, confidence)
+    return Interval(min(drawn.low, score.low), max(drawn.high, score.high))
+
+
 def mean_interval(values: Sequence[float], confidence: float, seed: int = 0) -> Interval:
     """Percentile bootstrap interval of a mean, two-sided at `confidence` (ibid.).
 
@@ -140,18 +179,20 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def smallest_detectable_drop(items: int, discordant_share: float) -> float:
-    """The drop (in shares) that a one-sided 5 % test on so many pairs finds four times in five.
+def smallest_detectable_drop(items: int, discordant_share: float, alpha: float = 0.05) -> float:
+    """The drop (in shares) that a one-sided test at `alpha` on so many pairs finds four times in
+    five.
 
     Normal approximation of McNemar's test (Connor 1987): d with
-    sqrt(n) d = 1.645 sqrt(s) + 0.842 sqrt(s - d^2), s the share of pairs that differ.
+    sqrt(n) d = z sqrt(s) + 0.842 sqrt(s - d^2), s the share of pairs that differ, z that of alpha.
     """
     if items <= 0:
         return 1.0
     share = max(discordant_share, 1.0 / items)
+    z_alpha = NormalDist().inv_cdf(1 - alpha)
     low, high = 0.0, math.sqrt(share)
     for _ in range(60):
         drop = (low + high) / 2
-        needed = Z_ALPHA * math.sqrt(share) + Z_POWER * math.sqrt(max(0.0, share - drop * drop))
+        needed = z_alpha * math.sqrt(share) + Z_POWER * math.sqrt(max(0.0, share - drop * drop))
         low, high = (low, drop) if math.sqrt(items) * drop >= needed else (drop, high)
     return high

@@ -24,7 +24,7 @@ def jsonl_problems(path: Path) -> Iterator[Problem]:
     Raises DataError naming the file and the first line that is not a problem.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read problems from {path}: {error}") from error
     for number, line in enumerate(lines, start=1):

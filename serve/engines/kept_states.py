@@ -57,6 +57,8 @@ class KeptStates:
         if took_s < WORTH_S:
             return
         state = self._model.state(sequence)
+        if len(state) > KEPT_BYTES:
+            return
         # A full disk or a cache that belongs to someone else costs time, not the answer.
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """Overlaps that are there are found, with the text and the source; templates are not overlaps."""
 
+import pytest
+
 from pipeline.contamination import Trained, cleaned, overlaps
 from pipeline.records import Problem
 
@@ -11,7 +13,10 @@ def problem(question):
 
 
 def trained(*numbers):
-    return [Trained("prompt", f"t{n}", f"{TEMPLATE} {n} + {n + 1} - {n + 2} =") for n in numbers]
+    return [
+        Trained("prompt", f"t{n}", f"{TEMPLATE} {n} + {n + 1} - {n + 2} =", f"t{n}")
+        for n in numbers
+    ]
 
 
 def found(question, texts):
@@ -42,7 +47,7 @@ def test_a_problem_told_in_other_words_is_found_by_its_numbers():
 
 
 def test_a_trace_that_holds_the_question_is_found():
-    trace = Trained("trace", "s1", "First: what is 7 * 8 + 3 * 2 in total? It is 62.")
+    trace = Trained("trace", "s1", "First: what is 7 * 8 + 3 * 2 in total? It is 62.", "p1")
     rows = overlaps({"harder": [problem("What is 7 * 8 + 3 * 2 in total?")]}, [trace])
     assert [(r.kind, r.where, r.suite) for r in rows] == [
         ("8-gram", "trace", "harder"),
@@ -53,8 +58,8 @@ def test_a_trace_that_holds_the_question_is_found():
 
 def test_one_item_is_flagged_once_a_kind_by_what_is_most_like_it():
     texts = [
-        Trained("prompt", "a", "one two three four five six seven eight nope"),
-        Trained("prompt", "b", "one two three four five six seven eight nine ten"),
+        Trained("prompt", "a", "one two three four five six seven eight nope", "a"),
+        Trained("prompt", "b", "one two three four five six seven eight nine ten", "b"),
     ]
     rows = overlaps({"s": [problem("one two three four five six seven eight nine ten")]}, texts)
     assert [(r.kind, r.source) for r in rows] == [("8-gram", "b"), ("near_duplicate", "b")]
@@ -69,3 +74,11 @@ def test_accuracy_stands_with_and_without_flagged_items():
         "clean": (7, 3 / 7),
     }
     assert cleaned(right, set())["flagged"] is None
+
+
+@pytest.mark.parametrize("copies", [10, 11, 16])
+def test_what_many_traces_of_one_problem_say_is_no_template(copies):
+    said = "So what is 7 * 8 + 3 * 2 in total? It is 62."
+    texts = [Trained("trace", f"s{n:02d}", said, "p1") for n in range(copies)]
+    rows = overlaps({"harder": [problem("What is 7 * 8 + 3 * 2 in total?")]}, texts)
+    assert [(r.kind, r.source) for r in rows] == [("8-gram", "s00"), ("near_duplicate", "s00")]

@@ -1,6 +1,8 @@
 """Where reasoning is cut, and what is put in its place."""
 
-from pipeline.forced import SWAPPED, forced_beginnings
+import pytest
+
+from pipeline.forced import SWAPPED, first_line, forced_beginnings
 from pipeline.ladder import Judged
 from pipeline.records import Verdict
 from serve.messages import Completion
@@ -48,3 +50,17 @@ def test_it_is_swapped_within_a_family():
 def test_unfinished_and_unreasoned_answers_are_left_out():
     cut = judged("b", "<think>\n1 + 1", finish="length")
     assert forced_beginnings([cut, judged("c", "Answer: 3")]) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "kept"),
+    [
+        (" 42\nNow another", "length", (" 42", "stop")),
+        ("\n42\nNow another", "length", (" 42", "stop")),
+        (" 42 and so on and", "length", (" 42 and so on and", "length")),
+        (" 42\nAnswer: 43", "stop", (" 42\nAnswer: 43", "stop")),
+    ],
+)
+def test_an_answer_whose_line_was_ended_is_not_cut_off(text, finish, kept):
+    said = first_line(judged("a", text, finish=finish).completion)
+    assert (said.text, said.finish) == kept

@@ -27,7 +27,7 @@ def collected(tmp_path, text):
 def test_responses_that_are_there_are_not_asked_again(tmp_path):
     rows = [{"prompt": f"Say {n}.", "response": f"{n}"} for n in range(3)]
     counts = collected(tmp_path, "\n".join(json.dumps(row) for row in rows))
-    assert counts == {"prompts": 3, "answered": 3, "cut": 0}
+    assert counts == {"prompts": 3, "answered": 3, "cut": 0, "completion_tokens": 0}
     found = list(read_records(tmp_path / "out" / "general.jsonl", General))
     said = sorted((g.prompt, g.response) for g in found)
     assert said == [(f"Say {n}.", f"{n}") for n in range(3)]

@@ -43,3 +43,10 @@ def test_a_student_that_is_as_like_when_wrong_imitates():
         "wrong": 0.5,
     }
     assert likeness({}, teacher) is None
+
+
+@pytest.mark.parametrize(("alike", "parts"), [(80, [80, 20]), (60, [60, 15, 25])])
+def test_after_many_of_one_length_no_answer_is_a_part_of_its_own(alike, parts):
+    answers = {f"i{n}": answered("", True, tokens=max(8, n)) for n in range(alike, 100)}
+    answers |= {f"j{n}": answered("", True, tokens=8) for n in range(alike)}
+    assert [part["items"] for part in by_length(answers)] == parts

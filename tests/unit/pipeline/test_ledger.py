@@ -93,6 +93,26 @@ def test_each_step_has_its_costs_and_its_gain(run):
     assert cells[1][4].startswith("+10.0 [+")
 
 
+def test_where_a_server_does_not_say_its_size_operations_are_not_known(run, monkeypatch):
+    monkeypatch.setattr(ledger_module, "teacher_weights", lambda recipe: None)
+    inputs = {p.name: p for p in run.iterdir() if (p / "manifest.json").exists()}
+    rows = ledger(RECIPE, inputs)
+    assert [(row["operations"], row["points_per_1e15"]) for row in rows] == [(None, None)] * 2
+    head, cells = ledger_cells(rows)
+    assert [row[head.index("10^15 operations")] for row in cells] == ["not known"] * 2
+
+
+def test_all_that_was_asked_of_the_teacher_counts(run):
+    inputs = {p.name: p for p in run.iterdir() if (p / "manifest.json").exists()}
+    for name, tokens, took_s in (("02-general", 300, 6.0), ("03-references", 40, 4.0)):
+        (run / name).mkdir()
+        manifest = {"counts": {"completion_tokens": tokens}, "took_s": took_s}
+        (run / name / "manifest.json").write_text(json.dumps(manifest))
+        inputs[name] = run / name
+    first, _ = ledger(RECIPE, inputs)
+    assert (first["teacher_tokens"], first["took_s"]) == (2340, 190.0)
+
+
 def test_equal_compute_is_the_practices_time_in_problems(run):
     larger, seconds, before = larger_recipe(RECIPE, run)
     # 181 s for 480 problems; 90 s are 238.7 of them, in four families 60 each.

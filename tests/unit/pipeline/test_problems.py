@@ -10,6 +10,7 @@ from pipeline.recipe import DatasetOptions, FamilyOptions, ProblemsOptions
 from pipeline.records import Problem
 from pipeline.run import Context
 from pipeline.store import read_records
+from pipeline.tasks.files import jsonl_problems
 from serve.errors import DataError, RecipeError
 
 CONTEXT = Context(seed=1, progress=Progress(), log=logging.getLogger("test"))
@@ -166,3 +167,12 @@ def test_a_file_of_your_own_gives_practice_its_part(tmp_path):
         tmp_path / "out", files=[str(file)], eval_per_family=5, practice_per_family=6
     )
     assert (len(train), len(evaluation), counts["practice"]) == (29, 5, {"mine": 6})
+
+
+def test_a_line_ends_where_a_file_s_line_ends(tmp_path):
+    """Some of what ends a line elsewhere may stand in a JSON string as it is."""
+    questions = [f"One\u2028and {n}\x85?" for n in range(40)]
+    lines = [json.dumps({"question": q, "answer": "1"}, ensure_ascii=False) for q in questions]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\r\n".join(lines), encoding="utf-8")
+    assert [p.question for p in jsonl_problems(path)] == questions

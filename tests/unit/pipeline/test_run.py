@@ -117,3 +117,24 @@ def test_a_failed_stage_leaves_no_manifest_of_an_earlier_success(tmp_path):
     with pytest.raises(KeyError):
         run_stage(run, stage(fails), "new", CONTEXT)
     assert run.manifest(one) is None
+
+
+def test_a_stage_is_done_again_when_what_people_wrote_for_it_changed(tmp_path):
+    mine, folder = tmp_path / "mine.jsonl", tmp_path / "rows"
+    mine.write_text("a problem")
+    folder.mkdir()
+    (folder / "part").write_text("more")
+    one = replace(stage(), sources=(str(mine), str(folder), "owner/on-a-hub"))
+    run = RunDir(tmp_path / "run")
+    fingerprint = run.fingerprint(one, {}, 1)
+    manifest = run_stage(run, one, fingerprint, CONTEXT)
+    assert sorted(manifest.sources) == sorted([str(mine), str(folder)])
+    assert run.proven(one, fingerprint) == manifest
+    mine.write_text("a problem, corrected")
+    assert run.proven(one, fingerprint) is None
+    manifest = run_stage(run, one, fingerprint, CONTEXT)
+    (folder / "part").write_text("less")
+    assert run.proven(one, fingerprint) is None
+    (folder / "part").write_text("more")
+    mine.unlink()  # moved away since: the run still stands
+    assert run.proven(one, fingerprint) == manifest

@@ -56,8 +56,8 @@ def test_every_training_question_can_be_asked_in_german():
         (Style(name="s", system="Help."), ["Help.", "Solve for s: 7*s = 14"]),
         (Style(name="s", shots=1), ["Think.", "1?", "Answer: 1", "Solve for s: 7*s = 14"]),
         (
-            Style(name="s", text="{question} \\boxed{{}}"),
-            ["Think.", "Solve for s: 7*s = 14 \\boxed{}"],
+            Style(name="s", text="{question} \\boxed{} {x}"),
+            ["Think.", "Solve for s: 7*s = 14 \\boxed{} {x}"],
         ),
     ],
 )
@@ -94,4 +94,7 @@ def test_faults_name_their_place(tmp_path):
         load_suites(str(path))
     path.write_text('[[style]]\nname = "x"\n[[style]]\nname = "x"\n')
     with pytest.raises(RecipeError, match="two suites or styles of one name"):
+        load_suites(str(path))
+    path.write_text('[[suite]]\nname = "forced"\n')
+    with pytest.raises(RecipeError, match="a suite cannot be called 'forced'"):
         load_suites(str(path))

@@ -6,10 +6,12 @@ import pytest
 from quant.stats import (
     alpha_per_look,
     bootstrap_interval,
+    cautious_interval,
     holm,
     mcnemar_exact,
     paired,
     pass_at_k,
+    score_interval,
     smallest_detectable_drop,
     wilson,
 )
@@ -81,6 +83,36 @@ def test_bootstrap_without_flips_is_a_point():
         bootstrap_interval(0, 0, 0, 0.95)
 
 
+def test_score_bounds_are_those_that_were_published():
+    # Fagerland, Lydersen and Laake 2014 (Stat. Med. 33:2850-2875): 1 and 7 of 21 pairs changed.
+    assert score_interval(1, 7, 21, 0.975) == pytest.approx((-0.517, -0.026), abs=5e-4)
+    # Without flips the bound is z^2 / (n + z^2), by hand from the formula.
+    low, high = score_interval(0, 0, 60, 0.95)
+    assert (low, high) == pytest.approx((-0.04314, 0.04314), abs=5e-5)
+    with pytest.raises(ValueError, match="score interval over 0 items"):
+        score_interval(0, 0, 0, 0.95)
+
+
+@pytest.mark.parametrize("items", [16, 30, 60, 76, 152])
+@pytest.mark.parametrize("gained_share", [0.0, 0.02])
+def test_a_drop_of_the_margin_passes_one_time_in_twenty_however_few_items(items, gained_share):
+    shares = [gained_share, gained_share + 0.03, 0.97 - 2 * gained_share]
+    draws = np.random.default_rng(1).multinomial(items, shares, size=4000)
+    counts = {(int(gained), int(lost)): 0 for gained, lost, _ in draws}
+    lows = {pair: cautious_interval(*pair, items, 0.95).low for pair in counts}
+    passed = np.mean([lows[int(gained), int(lost)] > -0.03 for gained, lost, _ in draws])
+    assert passed <= 0.06
+
+
+def test_of_many_flips_both_intervals_say_the_same():
+    drawn, score = (f(60, 90, 900, 0.95) for f in (bootstrap_interval, score_interval))
+    assert drawn == pytest.approx(score, abs=1.5e-3)
+    assert cautious_interval(60, 90, 900, 0.95) == (
+        min(drawn.low, score.low),
+        max(drawn.high, score.high),
+    )
+
+
 def test_holm_steps_down_and_never_decreases():
     # Holm 1979: 0.01 x 3, 0.02 x 2, 0.04 x 1, then the running maximum.
     assert holm({"a": 0.02, "b": 0.01, "c": 0.04}) == pytest.approx(
@@ -104,3 +136,4 @@ def test_more_items_show_smaller_drops():
     drops = [smallest_detectable_drop(n, 0.1) for n in (50, 300, 1200)]
     assert drops == sorted(drops, reverse=True)
     assert smallest_detectable_drop(0, 0.1) == 1.0
+    assert smallest_detectable_drop(300, 0.1, 0.023) > drops[1]

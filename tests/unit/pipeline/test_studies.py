@@ -1,0 +1,116 @@
+"""Studies beside a run: what they take from it, and when what they know of it is stale."""
+
+import json
+
+from pipeline.all import stages
+from pipeline.compare_recipes import _fingerprint
+from pipeline.imported import IMPORTED, share_imported
+from pipeline.model_card import model_card
+from pipeline.recipe_files import find_recipe, load_recipe
+from pipeline.records import Problem, Trace, Verdict
+from pipeline.run import Manifest, RunDir
+from pipeline.store import write_json, write_records
+from pipeline.transfer_questions import Questions
+from pipeline.transfer_suites import load_suites
+from serve.messages import Completion
+
+SUITES = load_suites("embedded")
+
+
+def manifests(run, recipe, sources=None):
+    for stage in stages(recipe):
+        manifest = Manifest(
+            stage=stage.name,
+            fingerprint=stage.name,
+            files={"a": "1"},
+            sources=(sources or {}).get(stage.name, {}),
+            counts={},
+            took_s=0,
+        )
+        write_json(run.manifest_path(stage), manifest.model_dump(mode="json"))
+
+
+def test_a_method_is_measured_again_when_its_problems_or_general_data_changed(tmp_path):
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("{}")
+    recipe = load_recipe(find_recipe("embedded/r1"), (f'general.files=["{mine}"]',))
+    run = RunDir(tmp_path / "r1")
+    now = {s.name: s.sources_now() for s in stages(recipe)}
+    assert list(now["02-general"]) == [str(mine)]
+    manifests(run, recipe, now)
+    before = _fingerprint(run, recipe, "04-sft", 10, SUITES)
+    assert before == _fingerprint(run, recipe, "04-sft", 10, SUITES)
+    assert before not in (None, _fingerprint(run, recipe, "04-sft", 9, SUITES))
+    mine.write_text('{"prompt": "other"}')
+    assert _fingerprint(run, recipe, "04-sft", 10, SUITES) is None
+    mine.write_text("{}")
+    problems = run.manifest_path(stages(recipe)[0])
+    content = json.loads(problems.read_text())
+    problems.write_text(json.dumps(content | {"files": {"a": "2"}}))
+    assert _fingerprint(run, recipe, "04-sft", 10, SUITES) not in (None, before)
+
+
+def test_imported_traces_are_those_of_the_run_or_none(tmp_path):
+    run, study = tmp_path / "run", tmp_path / "study"
+    run.mkdir()
+    study.mkdir()
+    (run / IMPORTED).write_text("a trace\n")
+    share_imported(run, study)
+    assert (study / IMPORTED).read_text() == "a trace\n"
+    (run / IMPORTED).unlink()
+    share_imported(run, study)
+    assert list(study.iterdir()) == []
+
+
+def trace(problem):
+    return Trace(
+        key=f"trace of {problem.key}",
+        problem=problem,
+        sample=0,
+        model="t",
+        prompt_sha256="",
+        completion=Completion(text="x", finish="stop", prompt_tokens=1, completion_tokens=1),
+        verdict=Verdict(passed=True, reason="correct", extracted="1", verifier="v"),
+    )
+
+
+def test_a_question_that_came_with_imported_traces_was_trained_on(tmp_path):
+    own, brought, fresh = (
+        Problem(question=f"What is {n} and {n} and {n} and {n} in all?", answer="1", family="f")
+        for n in (1, 2, 3)
+    )
+    for side, problems in (("train", [own]), ("practice", []), ("eval", [fresh]), ("gate", [])):
+        write_records(tmp_path / "01-problems" / f"{side}.jsonl", problems)
+    write_records(tmp_path / "03-curated" / "kept.jsonl", [trace(own), trace(brought)])
+    suites = SUITES[0].model_copy(update={"suite": ()})
+    recipe = load_recipe(find_recipe("default"))
+    questions = Questions(tmp_path, recipe, (suites, SUITES[1]), [])
+    assert [p.key for p in questions.trained_on] == [own.key, brought.key]
+    questions.fresh = [Problem(question=f"{brought.question} Say it.", answer="1", family="f")]
+    found = {(o.kind, o.where, o.source) for o in questions.overlaps()}
+    assert ("8-gram", "prompt", brought.key) in found
+
+
+COUNTS = {
+    "01-problems": {"train": {"gcd": 4}},
+    "02-traces": {"traces": 8},
+    "03-curated": {"kept": {"gcd": 3}},
+    "04-examples": {"traces": 3, "general": 2},
+    "04-sft": {"examples": 8},
+}
+GATE = {"rows": [], "margin_points": 3.0, "chosen": {"name": "", "file": "", "why": "none"}}
+LADDER = {"items": 4, "rows": [], "k": 2}
+
+
+def card(name, **more):
+    recipe = load_recipe(find_recipe(name))
+    return model_card(recipe, LADDER, GATE, {**COUNTS, **more}).replace("\n  ", " ")
+
+
+def test_the_card_says_what_was_learnt_from():
+    said = card("embedded/bespoke-stratos")
+    assert "on 8 examples, made of 3 traces and 2 general answers (3 kept of 8), 3 epochs" in said
+    assert "`<|begin_of_thought|>…<|end_of_thought|>`" in said
+    assert "Practice" not in said
+    practised = card("default", **{"05-on-policy": {"method": "aligned", "attempts": 1280}})
+    assert "**Practice**: 1,280 attempts of its own, graded by the teacher (aligned)." in practised

@@ -43,8 +43,8 @@ class Judgement(NamedTuple):
     """What one part of the study (an arm at a size) allows to say.
 
     `difference` and `interval` (95 %) are against the best student, in shares; `within`: views that
-    lose less than the margin to it; `smallest` of those has the fewest supervised tokens an
-    example. `learned`: the best is better than the base student.
+    lose less than the margin to it; `smallest` of those that are themselves better than the base
+    student has the fewest supervised tokens an example. `learned`: the best is better than it.
     """
 
     best: str
@@ -71,14 +71,19 @@ def judge(part: Sequence[Taught], base: dict[str, bool], margin_points: float) -
         for view, (_, (low, _)) in differences.items()
         if view == best or low > -margin_points / 100
     ]
-    gained = against(base, students[best].right)
+    learned = {v for v in within if _better(base, students[v].right)}
     return Judgement(
         best,
         differences,
         within,
-        min(within, key=lambda v: students[v].tokens_per_example),
-        gained is not None and gained["interval"][0] > 0,
+        min(learned or [best], key=lambda v: students[v].tokens_per_example),
+        best in learned,
     )
+
+
+def _better(base: dict[str, bool], right: dict[str, bool]) -> bool:
+    found = against(base, right)
+    return found is not None and found["interval"][0] > 0
 
 
 def parts_of(found: Sequence[Taught]) -> list[tuple[Arm, int, list[Taught]]]:

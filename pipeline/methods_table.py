@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.ladder import against
 from pipeline.transfer_summary import FRESH
+from quant.stats import holm
 from serve.messages import Record
 
 HEAD = [
@@ -24,6 +25,7 @@ HEAD = [
     "training minutes",
 ]
 PLAIN = "plain"
+ALPHA = 0.05
 
 
 class Method(Record):
@@ -57,17 +59,17 @@ def table(methods: Sequence[Method]) -> str:
 
 
 def sentences(methods: Sequence[Method]) -> str:
-    """What the intervals allow to say of each recipe beside `plain`, and nothing more."""
+    """What the items allow to say of each recipe beside `plain`: McNemar at 5 % over all (Holm)."""
     plain = next((m for m in methods if m.name == PLAIN), None)
     if plain is None:
         return ""
+    others = {m.name: against(plain.right, m.right) for m in methods if m.name != PLAIN}
+    found = {name: difference for name, difference in others.items() if difference is not None}
+    p_values = holm({name: difference["p_value"] for name, difference in found.items()})
     said: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
-    for method in methods:
-        found = against(plain.right, method.right) if method.name != PLAIN else None
-        if found is not None:
-            low, high = found["interval"]
-            outcome = "better" if low > 0 else "worse" if high < 0 else "not told apart"
-            said[outcome].append(method.name)
+    for name, difference in found.items():
+        shown = "better" if difference["difference"] > 0 else "worse"
+        said[shown if p_values[name] < ALPHA else "not told apart"].append(name)
     parts = [
         f"{outcome} than plain on fresh items: {', '.join(names)}"
         if outcome != "not told apart"

@@ -60,6 +60,12 @@ def test_a_difference_the_items_cannot_rule_out_is_not_within_the_margin():
     )
 
 
+def test_a_view_that_is_not_better_than_the_base_student_does_not_transfer():
+    part = [taught("full", rights(40), 6000), taught("answer", rights(22), 600)]
+    said = judge(part, BASE, 10.0)
+    assert (said.within, said.smallest, said.learned) == (["full", "answer"], "full", True)
+
+
 def test_no_claim_where_nothing_was_learned():
     part = [taught("full", rights(24), 6000), taught("answer", rights(22), 600)]
     assert sentences(part, BASE, 5.0) == (

@@ -45,6 +45,16 @@ def test_only_what_the_interval_allows_is_said():
     assert sentences(METHODS[1:]) == ""
 
 
+def test_what_one_of_many_shows_by_luck_is_not_said():
+    """5 points more with p 0.03 is something of one recipe, and nothing of one in five."""
+    lucky = method("r1", 46)
+    assert sentences([METHODS[0], lucky]) == "better than plain on fresh items: r1."
+    others = [method(name, 40) for name in ("gkd", "s1", "qwen3", "openthoughts")]
+    assert sentences([METHODS[0], lucky, *others]) == (
+        "not told apart from plain by 100 items: r1, gkd, s1, qwen3, openthoughts."
+    )
+
+
 def test_answers_are_pooled_and_none_is_lost(tmp_path):
     own = tmp_path / "run" / "02-traces" / "scratch" / "answers.jsonl"
     own.parent.mkdir(parents=True)

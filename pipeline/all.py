@@ -40,7 +40,7 @@ from pipeline.imported import IMPORTED
 from pipeline.memory import start_again_on_huge_pages
 from pipeline.progress import Progress
 from pipeline.quiet import quieten
-from pipeline.recipe import Recipe
+from pipeline.recipe import GeneralOptions, ProblemsOptions, Recipe
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.run import Context, Manifest, RunDir, Stage, run_stage
 from pipeline.spread import check_strategy
@@ -68,16 +68,13 @@ def stages(recipe: Recipe) -> list[Stage]:
     hard = ("03-references",) if r.curate.select == "s1" else ()
     items = ("01-problems",) if r.curate.decontaminate else ()
     general = ("02-general",) if r.general.wanted else ()
+    beside, own = (r.teacher, r.general), _sources(r.general)
     known = ("02-traces", "03-curated", *general)
     everything = ("01-problems", *known, *hard, "04-examples", *trained, *files)
     return [
-        Stage("01-problems", problems, r.problems, (), sources=r.problems.sources),
+        Stage("01-problems", problems, r.problems, (), sources=_sources(r.problems)),
         Stage("02-traces", collect, traces, ("01-problems",), reads=(IMPORTED,)),
-        *(
-            [Stage(general[0], general_data, (r.teacher, r.general), (), sources=r.general.sources)]
-            if general
-            else []
-        ),
+        *([Stage(general[0], general_data, beside, (), sources=own)] if general else []),
         *([Stage(hard[0], references, examination, ("02-traces",))] if hard else []),
         Stage("03-curated", curate, r.curate, ("02-traces", *items, *hard)),
         Stage("04-examples", examples, supervision, known),
@@ -107,6 +104,11 @@ def stages(recipe: Recipe) -> list[Stage]:
         Stage("10-bundle", bundle, r, (student, *files, "09-gate")),
         Stage("report", report, r, (*everything, "08-evaluate", "09-gate"), files=report.FILES),
     ]
+
+
+def _sources(options: ProblemsOptions | GeneralOptions) -> tuple[str, ...]:
+    """What may lie on this disk: files, and data sets that may be local folders."""
+    return (*options.files, *(d.name for d in options.datasets))
 
 
 def plan(run: RunDir, recipe: Recipe) -> list[tuple[Stage, str]]:

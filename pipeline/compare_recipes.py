@@ -40,7 +40,6 @@ EMBEDDED = "embedded"
 # The recipe that only says what the others share.
 BASE = "base"
 METHOD, ASKED, POOL = "method.json", "asked.jsonl", "pool"
-POOLED = ("02-traces", "02-general", "03-references")
 
 
 def built_in() -> list[str]:
@@ -130,7 +129,7 @@ def _known(
 @contextmanager
 def _pooled(pool: Path, root: Path) -> Iterator[None]:
     """The teacher's answers that earlier recipes paid for, and this one's for those to come."""
-    logs = {pool / f"{name}.jsonl": root / name / SCRATCH / "answers.jsonl" for name in POOLED}
+    logs = {pool / f"{name}.jsonl": root / name / SCRATCH / "answers.jsonl" for name in ASKING}
     for common, own in logs.items():
         _grown(common, own)
     try:

@@ -19,7 +19,7 @@ from pipeline.recipe import GeneralOptions, GeneralSet, TeacherOptions
 from pipeline.records import General
 from pipeline.run import SCRATCH, Context
 from pipeline.store import write_records
-from pipeline.tasks.files import dataset_rows
+from pipeline.tasks.files import dataset_rows, numbered_lines
 from pipeline.teacher import open_teacher, teacher_identity
 from serve.errors import DataError
 from serve.messages import Message, Sampling
@@ -80,19 +80,14 @@ def _prompts(options: GeneralOptions) -> Iterator[General]:
 
 
 def _of_file(path: Path) -> Iterator[General]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read general prompts from {path}: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                yield General.model_validate(json.loads(line))
-            except (ValueError, ValidationError) as error:
-                raise DataError(
-                    f"{path.name} line {number} is no prompt",
-                    hint='each line is {"prompt": "…"}, with "response" where there is one',
-                ) from error
+    for number, line in numbered_lines(path, "general prompts"):
+        try:
+            yield General.model_validate(json.loads(line))
+        except (ValueError, ValidationError) as error:
+            raise DataError(
+                f"{path.name} line {number} is no prompt",
+                hint='each line is {"prompt": "…"}, with "response" where there is one',
+            ) from error
 
 
 def _of_dataset(wanted: GeneralSet) -> Iterator[General]:

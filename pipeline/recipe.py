@@ -57,11 +57,6 @@ class ProblemsOptions(Record):
         0, ge=0, le=10_000_000, description="problems for on-policy refinement to practise on"
     )
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """What may lie on this disk: files, and data sets that may be local folders."""
-        return (*self.files, *(d.name for d in self.datasets))
-
 
 class WorkedExample(Record):
     question: str
@@ -176,12 +171,7 @@ class GeneralOptions(Record):
 
     @property
     def wanted(self) -> bool:
-        return bool(self.sources)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """What may lie on this disk: files, and data sets that may be local folders."""
-        return (*self.files, *(d.name for d in self.datasets))
+        return bool(self.files or self.datasets)
 
 
 class StudentOptions(Record):

@@ -23,13 +23,20 @@ def jsonl_problems(path: Path) -> Iterator[Problem]:
 
     Raises DataError naming the file and the first line that is not a problem.
     """
+    for number, line in numbered_lines(path, "problems"):
+        yield _problem(line, f"{path.name} line {number}", path.stem)
+
+
+def numbered_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
+    """The lines of a file that hold anything, from 1, cut at line feeds: `str.splitlines` cuts at
+    more, which JSON allows inside a string. Raises DataError when the file cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read problems from {path}: {error}") from error
+        raise DataError(f"cannot read {what} from {path}: {error}") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield _problem(line, f"{path.name} line {number}", path.stem)
+            yield number, line
 
 
 def _problem(line: str, place: str, family: str) -> Problem:

@@ -74,7 +74,7 @@ def trained(
     with run.locked(), run.logged():
         _share(base, run)
         execute(run, recipe, progress, until=EXAMPLES_STAGE)
-        _give(run.root / EXAMPLES_STAGE / SCRATCH / MEASURED, root.parent / MEASURED)
+        hand_on(run.root / EXAMPLES_STAGE / SCRATCH / MEASURED, root.parent / MEASURED)
         made = _manifest(run, recipe, EXAMPLES_STAGE)
         recipe = _with_epochs(recipe, made.counts["supervised_tokens"], supervised_tokens)
         asked = content_key(recipe.asked_student.system, recipe.evaluate.model_dump(mode="json"))
@@ -98,11 +98,11 @@ def _share(base: RunDir, run: RunDir) -> None:
             ignored = shutil.ignore_patterns(SCRATCH)
             shutil.copytree(base.root / name, run.root / name, ignore=ignored)
     share_imported(base.root, run.root)
-    _give(run.root.parent / MEASURED, run.root / EXAMPLES_STAGE / SCRATCH / MEASURED)
+    hand_on(run.root.parent / MEASURED, run.root / EXAMPLES_STAGE / SCRATCH / MEASURED)
 
 
-def _give(source: Path, target: Path) -> None:
-    """What one student's view measured, the next one's need not measure again."""
+def hand_on(source: Path, target: Path) -> None:
+    """What one student asked or measured, the next one need not again; a longer log stays."""
     if source.exists() and not (target.exists() and target.stat().st_size > source.stat().st_size):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_file(target, source.read_bytes())

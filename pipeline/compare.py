@@ -1,6 +1,6 @@
-"""Was practice worth its time? The same seconds spent on more traces and SFT, on the same items.
+"""Was practice worth its cost? As much spent on more traces and SFT, asked the same items.
 
-    python -m pipeline.compare on-policy sft --equal-compute --run FOLDER
+    python -m pipeline.compare on-policy sft --equal-compute [operations] --run FOLDER
     python -m pipeline.compare recipes [--run FOLDER]      (pipeline/compare_recipes.py)
 
 The first reads a finished run with practice; makes `FOLDER/compare/more-sft` (traces that are there
@@ -18,11 +18,19 @@ from typing import Any
 
 from pipeline import report
 from pipeline.all import execute, stages
+from pipeline.cells import hand_on
 from pipeline.compare_recipes import add_arguments, compare_recipes
 from pipeline.examine import ON_POLICY, ON_POLICY_STAGE, SFT_STAGE, checkpoint_rung, examine
 from pipeline.imported import share_imported
 from pipeline.ladder import Judged, against, greedy
-from pipeline.ledger import COMPARED, greedy_by_rung, manifest_of
+from pipeline.ledger import (
+    ASKING,
+    COMPARED,
+    greedy_by_rung,
+    manifest_of,
+    practice,
+    supervision,
+)
 from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
 from pipeline.methods_table import sentences, table
 from pipeline.on_policy_options import OnPolicyOptions
@@ -33,48 +41,58 @@ from pipeline.recipe_files import recorded_recipe
 from pipeline.records import Problem
 from pipeline.report_again import show_again
 from pipeline.run import SCRATCH, Context, RunDir
-from pipeline.store import read_records, write_file, write_json
+from pipeline.store import read_records, write_json
 from pipeline.tasks.judge import Judge
 from serve.errors import DataError, Interrupted, RetortError
 
 RIVAL = "compare/more-sft"
+# What may be equal, and its name in the ledger.
+MEASURES = {"seconds": "took_s", "operations": "operations"}
 
 
-def larger_recipe(recipe: Recipe, root: Path) -> tuple[Recipe, float, int]:
-    """The recipe without practice and with more problems, the seconds they may take, and how many
+def larger_recipe(recipe: Recipe, root: Path, measure: str) -> tuple[Recipe, float, int]:
+    """The recipe without practice and with more problems, what they may cost, and how many
     problems there were.
 
-    A problem's price is what traces, curation and SFT took in this run, divided by their problems.
+    A problem's price is what traces and SFT cost in this run, divided by their problems.
+    `measure`: a cost in the ledger. Raises DataError where it is not known.
     """
-    practice = manifest_of(root / ON_POLICY_STAGE)
-    spent_s = sum(_took(root, s) for s in ("02-traces", "03-curated", "04-examples", SFT_STAGE))
+    folders = _folders(root)
+    budget = practice(recipe, folders)[measure]
+    if budget is None:
+        raise DataError(
+            f"{root}: its teacher does not say its size, so operations are not known",
+            hint="--equal-compute seconds",
+        )
     problems = sum(1 for _ in read_records(root / "01-problems" / "train.jsonl", Problem))
     asked = recipe.problems
     sources = len(asked.families) + len(asked.files) + len(asked.datasets)
-    more = math.ceil(practice["took_s"] / (spent_s / problems) / sources)
+    price = supervision(recipe, folders)[measure] / problems
+    more = math.ceil(budget / price / sources)
     changed = recipe.problems.model_copy(
         update={"train_per_family": recipe.problems.train_per_family + more}
     )
     larger = recipe.model_copy(update={"problems": changed, "on_policy": OnPolicyOptions()})
-    return larger, float(practice["took_s"]), problems
+    return larger, float(budget), problems
 
 
-def compare(root: Path, progress: Progress) -> dict[str, Any]:
-    """Train the rival, ask it the run's evaluation items, write and return the comparison."""
+def compare(root: Path, measure: str, progress: Progress) -> dict[str, Any]:
+    """Train the rival, ask it the run's evaluation items, write and return the comparison.
+
+    `measure`: "took_s" or "operations", what both may cost alike.
+    """
     recipe = recorded_recipe(root)
     if recipe.on_policy.method == "none":
         raise DataError(f"{root} has no practice", hint="set on_policy.method in its recipe")
     for stage in stages(recipe)[:-1]:
         if RunDir(root).manifest(stage) is None:
             raise DataError(f"{root} is not finished: {stage.name} has no manifest")
-    larger, seconds, before = larger_recipe(recipe, root)
+    larger, budget, before = larger_recipe(recipe, root, measure)
     rival = RunDir(root / RIVAL)
     with rival.locked(), rival.logged():
-        answers = root / "02-traces" / SCRATCH / "answers.jsonl"
-        target = rival.root / "02-traces" / SCRATCH / "answers.jsonl"
-        if answers.exists() and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_file(target, answers.read_bytes())
+        for name in ASKING:
+            answers = Path(name, SCRATCH, "answers.jsonl")
+            hand_on(root / answers, rival.root / answers)
         share_imported(root, rival.root)
         execute(rival, larger, progress, until=SFT_STAGE)
         train = read_records(rival.root / "01-problems" / "train.jsonl", Problem)
@@ -84,22 +102,29 @@ def compare(root: Path, progress: Progress) -> dict[str, Any]:
         context = Context.of(recipe, progress)
         judged = _asked(rival.root, root, recipe, context)
     found = _verdict(judged, root) | {
-        "seconds": seconds,
+        "measure": measure,
+        "budget": budget,
         "more_problems": more,
-        "spent_s": _spent(rival.root, root),
+        "spent": spent(recipe, rival.root, root, measure),
         "fingerprint": manifest_of(root / ON_POLICY_STAGE)["fingerprint"],
     }
     write_json(root / COMPARED, found)
     return found
 
 
-def _took(root: Path, stage: str) -> float:
-    return float(manifest_of(root / stage)["took_s"])
+def _folders(root: Path) -> dict[str, Path]:
+    return {path.parent.name: path.parent for path in root.glob("*/manifest.json")}
 
 
-def _spent(rival: Path, root: Path) -> float:
-    """What the additions took: new traces (known ones cost nothing), and the longer training."""
-    return _took(rival, "02-traces") + _took(rival, SFT_STAGE) - _took(root, SFT_STAGE)
+def spent(recipe: Recipe, rival: Path, root: Path, measure: str) -> float:
+    """What the additions cost: new traces, and the longer training.
+
+    Traces of the run cost the rival no seconds, but count among its tokens again.
+    """
+    first, second = _folders(root), _folders(rival)
+    if measure == "took_s":
+        first = {name: folder for name, folder in first.items() if name not in ASKING}
+    return float(supervision(recipe, second)[measure] - supervision(recipe, first)[measure])
 
 
 def _asked(rival: Path, root: Path, recipe: Recipe, context: Context) -> list[Judged]:
@@ -137,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
             methods = compare_recipes(options.run, *wanted, progress)
             print(f"{table(methods)}\n{sentences(methods)}\ntable: {options.run / 'recipes.md'}")
             return 0
-        found = compare(options.run, progress)
+        found = compare(options.run, MEASURES[options.equal_compute], progress)
         with RunDir(options.run).locked():
             show_again(options.run, progress)
     except RetortError as error:
@@ -162,10 +187,18 @@ def _parser() -> argparse.ArgumentParser:
         description="Two ways to spend the same compute, or the published methods side by side.",
     )
     kinds = parser.add_subparsers(dest="what", required=True)
-    practice = kinds.add_parser("on-policy", help="practice of a finished run, or more traces?")
-    practice.add_argument("rival", choices=["sft"])
-    practice.add_argument("--equal-compute", action="store_true", required=True)
-    practice.add_argument("--run", type=Path, default=Path("runs/default"))
+    rivals = kinds.add_parser("on-policy", help="practice of a finished run, or more traces?")
+    rivals.add_argument("rival", choices=["sft"])
+    rivals.add_argument(
+        "--equal-compute",
+        nargs="?",
+        const="seconds",
+        choices=list(MEASURES),
+        required=True,
+        help="seconds as the run took them (default), or operations counted from the models' "
+        "shapes, which other work on the machine does not change",
+    )
+    rivals.add_argument("--run", type=Path, default=Path("runs/default"))
     add_arguments(kinds.add_parser("recipes", help="one student a published method"))
     return parser
 

@@ -28,41 +28,48 @@ ASKING = ("02-traces", "02-general", "03-references")
 
 def ledger(recipe: Recipe, inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
     """A row a step: traces and SFT together are one, practice is the next."""
-    manifests = {name: manifest_of(folder) for name, folder in inputs.items()}
-    student = multiplied_weights(inputs[SFT_STAGE])
-    teacher = teacher_weights(recipe)
     passed = greedy_by_rung(inputs["08-evaluate"])
-    sft = manifests[SFT_STAGE]
-    asking = [manifests[name] for name in ASKING if name in manifests]
-    asked = sum(manifest["counts"]["completion_tokens"] for manifest in asking)
-    rows = [
-        _row(
-            "traces and SFT",
-            [*asking, manifests["04-examples"], sft],
-            student_tokens=sft["counts"]["trained_tokens"],
-            teacher_tokens=asked,
-            student_operations=TRAINING * student * sft["counts"]["trained_tokens"],
-            teacher=teacher,
-            gained=_gained(passed, BASE, SFT),
-        )
-    ]
-    if ON_POLICY_STAGE in manifests:
-        practice = manifests[ON_POLICY_STAGE]
-        counts = practice["counts"]
-        trained, written = counts.get("student_tokens", 0), counts["attempt_tokens"]
-        read = counts.get("teacher_tokens", written)
-        rows.append(
-            _row(
-                f"practice ({counts['method']})",
-                [practice],
-                student_tokens=trained + written,
-                teacher_tokens=read,
-                student_operations=TRAINING * student * trained + FORWARD * student * written,
-                teacher=teacher,
-                gained=_gained(passed, SFT, ON_POLICY),
-            )
-        )
+    rows = [supervision(recipe, inputs, _gained(passed, BASE, SFT))]
+    if ON_POLICY_STAGE in inputs:
+        rows.append(practice(recipe, inputs, _gained(passed, SFT, ON_POLICY)))
     return rows
+
+
+def supervision(
+    recipe: Recipe, inputs: Mapping[str, Path], gained: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What the teacher's answers and SFT cost."""
+    sft = manifest_of(inputs[SFT_STAGE])
+    asking = [manifest_of(inputs[name]) for name in ASKING if name in inputs]
+    trained = sft["counts"]["trained_tokens"]
+    return _row(
+        "traces and SFT",
+        [*asking, manifest_of(inputs["04-examples"]), sft],
+        student_tokens=trained,
+        teacher_tokens=sum(manifest["counts"]["completion_tokens"] for manifest in asking),
+        student_operations=TRAINING * multiplied_weights(inputs[SFT_STAGE]) * trained,
+        teacher=teacher_weights(recipe),
+        gained=gained,
+    )
+
+
+def practice(
+    recipe: Recipe, inputs: Mapping[str, Path], gained: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What attempts, their grading and the updates cost."""
+    manifest = manifest_of(inputs[ON_POLICY_STAGE])
+    counts = manifest["counts"]
+    trained, written = counts.get("student_tokens", 0), counts["attempt_tokens"]
+    student = multiplied_weights(inputs[SFT_STAGE])
+    return _row(
+        f"practice ({counts['method']})",
+        [manifest],
+        student_tokens=trained + written,
+        teacher_tokens=counts.get("teacher_tokens", written),
+        student_operations=TRAINING * student * trained + FORWARD * student * written,
+        teacher=teacher_weights(recipe),
+        gained=gained,
+    )
 
 
 def compared(root: Path) -> dict[str, Any] | None:
@@ -71,8 +78,10 @@ def compared(root: Path) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads((root / COMPARED).read_text(encoding="utf-8"))
     except OSError:
         return None
-    practice = manifest_of(root / ON_POLICY_STAGE) if (root / ON_POLICY_STAGE).is_dir() else {}
-    return found if found.get("fingerprint") == practice.get("fingerprint") else None
+    practised = manifest_of(root / ON_POLICY_STAGE) if (root / ON_POLICY_STAGE).is_dir() else {}
+    same = found.get("fingerprint") == practised.get("fingerprint")
+    # Earlier releases knew seconds only.
+    return found if same and "measure" in found else None
 
 
 def _row(

@@ -6,6 +6,7 @@ import html
 from typing import Any
 
 from pipeline import plots
+from pipeline.ledger import MILLION_BILLIONS
 
 # Heads that a terminal has no room for.
 LONG = ("10^15 operations", "kJ", "points a 10^15")
@@ -56,12 +57,18 @@ def compared_text(found: dict[str, Any] | None) -> str:
         else "Which of the two is better is not decided by these items"
     )
     return (
-        f"The same {found['seconds'] / 60:.1f} minutes spent on {found['more_problems']} more "
-        f"problems for traces and SFT ({found['spent_s'] / 60:.1f} minutes were needed): "
+        f"The same {_amount(found, 'budget')} spent on {found['more_problems']} more "
+        f"problems for traces and SFT ({_amount(found, 'spent')} were needed): "
         f"{100 * found['more_sft']:.1f} % right, practice {100 * found['on_policy']:.1f} % of the "
         f"same {found['items']} items, difference {100 * found['difference']:+.1f} points "
         f"[{100 * low:+.1f}, {100 * high:+.1f}], p {found['p_value']:.3g}. {verdict}."
     )
+
+
+def _amount(found: dict[str, Any], name: str) -> str:
+    if found["measure"] == "took_s":
+        return f"{found[name] / 60:.1f} minutes"
+    return f"{found[name] / MILLION_BILLIONS:.3f} x 10^15 operations"
 
 
 def practice_section(

@@ -2,19 +2,21 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from pipeline import ledger as ledger_module
-from pipeline.compare import larger_recipe
+from pipeline.compare import larger_recipe, spent
 from pipeline.ladder import Judged
 from pipeline.ledger import COMPARED, compared, ledger, multiplied_weights
 from pipeline.page_practice import compared_text, ledger_cells
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Problem, Verdict
 from pipeline.store import write_records
+from serve.errors import DataError
 from serve.messages import Completion
 
 RECIPE = load_recipe(find_recipe("default"))
@@ -114,11 +116,37 @@ def test_all_that_was_asked_of_the_teacher_counts(run):
 
 
 def test_equal_compute_is_the_practices_time_in_problems(run):
-    larger, seconds, before = larger_recipe(RECIPE, run)
-    # 181 s for 480 problems; 90 s are 238.7 of them, in four families 60 each.
+    larger, seconds, before = larger_recipe(RECIPE, run, "took_s")
+    # 180 s for 480 problems; 90 s are 240 of them, in four families 60 each.
     assert (seconds, before) == (90.0, 480)
     assert larger.problems.train_per_family == RECIPE.problems.train_per_family + 60
     assert larger.on_policy.method == "none"
+
+
+def test_equal_compute_may_be_counted_instead_of_timed(run, monkeypatch):
+    larger, operations, _ = larger_recipe(RECIPE, run, "operations")
+    # 218e6 for 480 problems; 63.4e6 are 139.6 of them, in four families 35 each.
+    assert operations == 6 * STUDENT * 400 + 2 * STUDENT * 500 + 2 * TEACHER * 600
+    assert larger.problems.train_per_family == RECIPE.problems.train_per_family + 35
+    monkeypatch.setattr(ledger_module, "teacher_weights", lambda recipe: None)
+    with pytest.raises(DataError, match="does not say its size") as caught:
+        larger_recipe(RECIPE, run, "operations")
+    assert caught.value.hint == "--equal-compute seconds"
+
+
+def test_a_rival_pays_for_what_it_added(run, tmp_path):
+    rival = tmp_path / "compare" / "more-sft"
+    for name in ("02-traces", "04-examples", "04-sft"):
+        shutil.copytree(run / name, rival / name)
+    for name, count, took_s in (("02-traces", 2600, 40.0), ("04-sft", 4500, 185.0)):
+        path = rival / name / "manifest.json"
+        manifest = json.loads(path.read_text())
+        counts = dict.fromkeys(manifest["counts"], count)
+        path.write_text(json.dumps(manifest | {"took_s": took_s, "counts": counts}))
+    # The run's traces were there already: their 60 s are in neither.
+    assert spent(RECIPE, rival, run, "took_s") == 40.0 + 185.0 - 120.0
+    more = 6 * STUDENT * (4500 - 3000) + 2 * TEACHER * (2600 - 2000)
+    assert spent(RECIPE, rival, run, "operations") == more
 
 
 def test_a_comparison_is_shown_while_it_is_of_the_same_practice(run):
@@ -126,9 +154,10 @@ def test_a_comparison_is_shown_while_it_is_of_the_same_practice(run):
     assert "was not tried" in compared_text(None)
     found = {
         "fingerprint": "05-on-policy",
-        "seconds": 90.0,
+        "measure": "took_s",
+        "budget": 90.0,
         "more_problems": 240,
-        "spent_s": 93.0,
+        "spent": 93.0,
         "items": 300,
         "more_sft": 0.45,
         "on_policy": 0.5,
@@ -137,12 +166,21 @@ def test_a_comparison_is_shown_while_it_is_of_the_same_practice(run):
         "p_value": 0.1,
     }
     (run / COMPARED).write_text(json.dumps(found))
-    assert "is not decided by these items" in compared_text(compared(run))
+    text = compared_text(compared(run))
+    assert "is not decided by these items" in text
+    assert "The same 1.5 minutes spent on 240 more problems" in text
+    assert "(1.6 minutes were needed)" in text
+    counted = found | {"measure": "operations", "budget": 1.6e14, "spent": 1.52e14}
+    assert "The same 0.160 x 10^15 operations spent on 240" in compared_text(counted)
     better = found | {"interval": [0.01, 0.09]}
     assert "Practice beats it" in compared_text(better)
     worse = found | {"interval": [-0.09, -0.01]}
     assert "More traces beat practice" in compared_text(worse)
     (run / COMPARED).write_text(json.dumps(found | {"fingerprint": "another"}))
+    assert compared(run) is None
+    # As written by earlier releases.
+    old = {name: value for name, value in found.items() if name != "measure"}
+    (run / COMPARED).write_text(json.dumps(old))
     assert compared(run) is None
 
 

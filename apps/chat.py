@@ -11,6 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import gradio as gr
+
 from apps.chat_page import build
 from apps.conversation import models_of
 from apps.problem_source import ProblemSource
@@ -24,30 +26,33 @@ def main(arguments: list[str] | None = None) -> int:
         pool, problems = models_of(options.run), ProblemSource(options.run)
         page = build(options.run, pool, problems)
         try:
-            page.launch(
-                server_name="127.0.0.1",
-                server_port=options.port,
-                share=False,
-                allowed_paths=[],
-                show_error=False,
-                quiet=True,
-                footer_links=[],
-                css=STYLE,
-                prevent_thread_lock=True,
-            )
+            _launch(page, options.port)
             print(f"open http://127.0.0.1:{options.port} (Ctrl-C ends)", flush=True)
             page.block_thread()
         finally:
             problems.close()
             pool.close()
-    except OSError as error:
-        problem = UsageError(f"port {options.port} cannot be used: {error}", hint="try --port")
-        print(f"error: {problem}", file=sys.stderr)
-        return problem.exit_code
     except RetortError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _launch(page: gr.Blocks, port: int) -> None:
+    try:
+        page.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=False,
+            allowed_paths=[],
+            show_error=False,
+            quiet=True,
+            footer_links=[],
+            css=STYLE,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise UsageError(f"port {port} cannot be used: {error}", hint="try --port") from error
 
 
 def _parser() -> argparse.ArgumentParser:

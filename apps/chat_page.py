@@ -6,7 +6,7 @@ word by word while they say it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from secrets import randbelow
 from typing import Any, NamedTuple
@@ -67,9 +67,13 @@ class Page:
     ) -> Iterator[list[str]]:
         """Stream (about, reasoning, answer, numbers) of every column."""
         chosen = [name for name in names if name in self.pool.entries]
-        if not question.strip() or not chosen:
-            told = "Type a question first." if chosen else "Choose a model first."
-            yield self._drawn(names, [Said(problem=told)] + [Said()] * (len(chosen) - 1))
+        if not chosen:
+            told = reasoning_and_answer(Said(problem="Choose a model first."), None)
+            yield ["", *told, "", *[""] * 4 * (len(names) - 1)]
+            return
+        problem_with = self._refused(question.strip())
+        if problem_with:
+            yield self._drawn(names, [Said(problem=problem_with)] + [Said()] * (len(chosen) - 1))
             return
         ask = Ask(
             sampling=Sampling(temperature=temperature, top_p=0.95, seed=int(seed or 0)),
@@ -84,6 +88,14 @@ class Page:
         if problem is not None and problem["question"] == question.strip():
             verdicts = [self._verdict(problem, one) for one in said]
             yield self._drawn(names, said, verdicts)
+
+    def _refused(self, question: str) -> str:
+        if not question:
+            return "Type a question first."
+        # The box has this limit too, but only in the browser.
+        if len(question) > LONGEST_QUESTION_CHARACTERS:
+            return f"A question has at most {LONGEST_QUESTION_CHARACTERS} characters."
+        return ""
 
     def _drawn(
         self, names: tuple[str, ...], said: list[Said], verdicts: list[str] | None = None
@@ -178,8 +190,8 @@ def _ask_tab(page: Page, names: list[str]) -> None:
     )
     stop.click(None, cancels=[event])
     shown.change(
-        lambda count: _shown(names, count),
-        shown,
+        lambda count, *chosen: _shown(names, count, chosen),
+        [shown, *(column.choice for column in columns)],
         [part for column in columns for part in (column.whole, column.choice)],
         api_name="columns",
     )
@@ -187,14 +199,12 @@ def _ask_tab(page: Page, names: list[str]) -> None:
     keep.click(page.keep, [question, problem], note, api_name="keep")
 
 
-def _shown(names: list[str], count: int) -> list[Any]:
-    """Columns beyond `count` are hidden, and nobody answers there."""
+def _shown(names: list[str], count: int, chosen: Sequence[str]) -> list[Any]:
+    """Columns beyond `count` are hidden, and nobody answers there; others keep who was chosen."""
     changes: list[Any] = []
-    for index in range(COLUMNS):
-        changes += [
-            gr.Column(visible=index < count),
-            gr.Dropdown(value=_first(names, index, count)),
-        ]
+    for index, name in enumerate(chosen):
+        kept = name if index < count and name != NOBODY else _first(names, index, count)
+        changes += [gr.Column(visible=index < count), gr.Dropdown(value=kept)]
     return changes
 
 

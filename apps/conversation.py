@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from serve.catalogue import read_catalogue
+from serve.catalogue import Entry, read_catalogue
 from serve.conversations import Ask, Reply
 from serve.errors import DataError, EngineError
 from serve.model_process import ModelProcess, Settings
@@ -79,7 +80,7 @@ def say(models: Sequence[ModelProcess], question: str, options: Ask) -> Iterator
                     del waiting[index]
                     key = secrets.token_hex(12)
                     begun[index] = (key, time.monotonic())
-                    ask = options.model_copy(update={"messages": model.entry.messages(question)})
+                    ask = options.model_copy(update=_of(model.entry, question))
                     said[index] = _asked(model, key, ask, _into(pieces, index))
             time.sleep(SHOWN_EVERY_S)
             while not pieces.empty():
@@ -93,6 +94,10 @@ def say(models: Sequence[ModelProcess], question: str, options: Ask) -> Iterator
     finally:
         for index, (key, _) in begun.items():
             models[index].cancel(key)
+
+
+def _of(entry: Entry, question: str) -> dict[str, Any]:
+    return {"messages": entry.messages(question), "tags": entry.tags}
 
 
 def _into(

@@ -9,6 +9,7 @@ shows how fast they were, `/models` lists them, `/quit` ends.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -74,13 +75,26 @@ class Talk:
         elif command == "/use":
             self._choose([name for name in self._pool.entries if rest and rest in name])
         elif command == "/compare":
-            words = rest.split()
-            found = [[n for n in self._pool.entries if word in n][:1] for word in words]
-            self._choose([name for names in found for name in names])
+            self._choose(self._named(rest))
         elif command == "/stats":
             self._console.print(self._stats())
         else:
             self._console.print(HELP, markup=False)
+
+    def _named(self, rest: str) -> list[str]:
+        """Whole names, which hold blanks, or parts of names, in the order they were said."""
+        found: dict[int, str] = {}
+        for name in sorted(self._pool.entries, key=len, reverse=True):
+            if name in rest:
+                found[rest.index(name)] = name
+                rest = rest.replace(name, " " * len(name))
+        for word in re.finditer(r"\S+", rest):
+            part = next((name for name in self._pool.entries if word[0] in name), None)
+            if part is None:
+                self._console.print(f"no model is called {word[0]!r}", markup=False)
+            else:
+                found[word.start()] = part
+        return list(dict.fromkeys(found[place] for place in sorted(found)))
 
     def _choose(self, names: list[str]) -> None:
         self._chosen = names or self._chosen
@@ -113,23 +127,29 @@ class Talk:
             self._console.print("\n(stopped)")
         if said is not None and said.problem is not None:
             self._console.print(f"{name} cannot answer: {said.problem}", markup=False)
-        elif said is not None:
+        elif said is not None and said.tokens:
             self._said.setdefault(name, []).append(said)
+            if self._fold and not said.answer:
+                self._print(_thought(said), "dim")
+            ended = "" if said.finish in ("stop", None) else f", ended by {said.finish}"
             self._console.print(
                 f"\n[dim]{said.tokens} tokens, {said.tokens_per_s:.1f} tokens/s, "
-                f"first after {said.first_token_s:.2f} s[/dim]"
+                f"first after {said.first_token_s:.2f} s{ended}[/dim]"
             )
 
     def _show(self, before: Said, said: Said) -> None:
         if not self._fold:
             self._print(said.reasoning[len(before.reasoning) :], "dim")
         if said.answer and not before.answer and said.reasoning:
-            folded = f"(thought for {len(said.reasoning.split())} words)" if self._fold else ""
-            self._print(f"{folded}\n", "dim")
+            self._print(f"{_thought(said) if self._fold else ''}\n", "dim")
         self._print(said.answer[len(before.answer) :], "")
 
     def _print(self, text: str, style: str) -> None:
         self._console.print(text, end="", style=style, markup=False, highlight=False)
+
+
+def _thought(said: Said) -> str:
+    return f"(thought for {len(said.reasoning.split())} words)"
 
 
 def _parser() -> argparse.ArgumentParser:

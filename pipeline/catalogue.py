@@ -41,4 +41,5 @@ def student_entry(student: StudentOptions, rung: ArtifactRung, path: str) -> dic
         "model": f"path:{path}",
         "sha256": rung.sha256,
         "lead": [m.model_dump() for m in student_messages(student, "")[:-1]],
+        "tags": student.tags,
     }

@@ -13,7 +13,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -26,6 +26,8 @@ from serve.pool import Pool
 from serve.server import create_app
 
 DRAIN_S = 8
+# All of them are in one batch of 512 rows, each with its guesses.
+MOST_SLOTS = 64
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,7 +51,8 @@ def _serve(options: argparse.Namespace) -> int:
     if not entries:
         raise DataError(f"{options.bundle} holds no model to serve")
     try:
-        listening = socket.create_server((options.host, options.port))
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        listening = socket.create_server((options.host, options.port), family=family)
     except OSError as error:
         raise UsageError(
             f"port {options.port} cannot be used: {error}", hint="try --port"
@@ -81,6 +84,7 @@ def _serve(options: argparse.Namespace) -> int:
     server = uvicorn.Server(config)
     names = ", ".join(entry.name for entry in entries)
     host, port = listening.getsockname()[:2]
+    host = f"[{host}]" if family == socket.AF_INET6 else host
     print(f"serving {names} at http://{host}:{port}/v1 (Ctrl-C ends)", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
@@ -106,18 +110,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("bundle", type=Path, help="a bundle or a run, for example runs/default")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=_between(0, 65_535), default=8000)
     parser.add_argument("--api-key", help="what clients must send (or RETORT_API_KEY)")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="default: all of the folder")
-    parser.add_argument("--slots", type=int, default=8, help="answered at a time")
-    parser.add_argument("--queue", type=int, default=16, help="waiting, then refused with 429")
-    parser.add_argument("--context-tokens", type=int, default=2048, help="prompt and answer")
+    parser.add_argument(
+        "--slots", type=_between(1, MOST_SLOTS), default=8, help="answered at a time"
+    )
+    parser.add_argument(
+        "--queue", type=_between(0, 10_000), default=16, help="waiting, then refused with 429"
+    )
+    parser.add_argument(
+        "--context-tokens", type=_between(64, 2**20), default=2048, help="prompt and answer"
+    )
     parser.add_argument(
         "--draft", metavar="NAME", help="a small GGUF of the folder that guesses for larger ones"
     )
-    parser.add_argument("--draft-tokens", type=int, default=4, help="guessed at a time")
-    parser.add_argument("--threads", type=int, help="of a GGUF (default: all cores)")
+    parser.add_argument("--draft-tokens", type=_between(1, 64), default=4, help="guessed at a time")
+    parser.add_argument("--threads", type=_between(1, 1024), help="of a GGUF (default: all cores)")
     return parser
+
+
+def _between(low: int, high: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not (text.lstrip("-").isdecimal() and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {low} to {high}")
+        return int(text)
+
+    return number
 
 
 if __name__ == "__main__":

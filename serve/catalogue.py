@@ -6,24 +6,30 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from serve.errors import DataError
 from serve.messages import Message
 from serve.models import resolve_model
+from serve.reasoning import TagsName
 
 CATALOGUE = "chat.json"
 # Problems of a run that someone kept because a model failed them, one JSON object a line.
 REGRESSION_CASES = "regressions.jsonl"
+_TAGS: TypeAdapter[TagsName] = TypeAdapter(TagsName)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One model: its name, what runs it, its file, and the turns put before a question."""
+    """One model: its name, what runs it, its file, the turns put before a question, and the form
+    of its reasoning."""
 
     name: str
     engine: str
     location: str
     sha256: str | None
     lead: tuple[Message, ...]
+    tags: TagsName = "think"
 
     def messages(self, question: str) -> tuple[Message, ...]:
         return (*self.lead, Message(role="user", content=question))
@@ -44,6 +50,7 @@ def read_catalogue(folder: Path) -> list[Entry]:
                 location=_absolute(entry["model"], folder),
                 sha256=entry["sha256"],
                 lead=tuple(Message.model_validate(turn) for turn in entry["lead"]),
+                tags=_TAGS.validate_python(entry.get("tags", "think")),
             )
             for entry in entries
         ]

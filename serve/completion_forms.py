@@ -12,10 +12,13 @@ from serve.talk import Talk
 
 
 class Form:
-    """One answer of one route. `wants_usage`: a stream ends with a piece that holds the usage."""
+    """One answer of one route. `wants_usage`: a stream ends with a piece that holds the usage.
+
+    `asked_field` is the one that is at fault where a question is refused.
+    """
 
     whole_object = piece_object = ""
-    prefix = ""
+    prefix = asked_field = ""
 
     def __init__(self, model: str, wants_usage: bool) -> None:
         self._model, self.wants_usage = model, wants_usage
@@ -66,6 +69,7 @@ class Form:
 
 class ChatForm(Form):
     whole_object, piece_object, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+    asked_field = "messages"
 
     def _said(self, replies: Sequence[Reply]) -> dict[str, Any]:
         reasoning = "".join(reply.reasoning for reply in replies)
@@ -89,7 +93,7 @@ class ChatForm(Form):
 
 class TextForm(Form):
     whole_object = piece_object = "text_completion"
-    prefix = "cmpl"
+    prefix, asked_field = "cmpl", "prompt"
 
     def _said(self, replies: Sequence[Reply]) -> dict[str, Any]:
         return {"text": "".join(reply.content for reply in replies)}

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from pydantic import Field
 
-from serve.errors import EngineError
+from serve.errors import EngineError, RetortError
 from serve.live import Live
 from serve.messages import Chunk, Message, Record, Request, Sampling
-from serve.reasoning import FORMS, Tags
+from serve.reasoning import FORMS, Tags, TagsName
 from serve.thinking import ReplyFinish, Thinking
 
 # An answer without a limit of its own.
@@ -22,7 +22,8 @@ class Ask(Record):
     """One question. Without messages, `begun` is the whole prompt and nothing is taken apart.
 
     `max_tokens` counts everything that is written, forced words not. `reasoning_budget` is a number
-    of tokens; `waits` how many times the end of reasoning is put off.
+    of tokens; `waits` how many times the end of reasoning is put off. `tags`: those the model was
+    taught, for reasoning that is closed before it wrote any.
     """
 
     messages: tuple[Message, ...] = ()
@@ -31,6 +32,7 @@ class Ask(Record):
     max_tokens: int | None = Field(None, ge=1)
     reasoning_budget: int | None = Field(None, ge=0)
     waits: int = Field(0, ge=0)
+    tags: TagsName = "think"
 
 
 class Reply(Record):
@@ -92,6 +94,10 @@ class Conversations:
             talk = self._talks.get(key)
             if talk is None or key in begun_anew:
                 continue  # the rest of what was said before the answer was ended or changed
+            if isinstance(chunk, EngineError):
+                del self._talks[key]
+                told.append((key, Reply(error=str(chunk.args[0]))))
+                continue
             restarts = talk.restarts
             reply = self._reply(key, talk, chunk)
             if talk.restarts > restarts:
@@ -103,23 +109,28 @@ class Conversations:
         return told
 
     def _admit(self, key: str, ask: Ask) -> Reply:
-        thinking = None
-        if ask.messages:
-            opened = self._opened(ask.messages)
-            thinking = Thinking(opened, ask.reasoning_budget, ask.waits)
-        talk = _Talk(ask, thinking, ask.max_tokens or ANSWER_TOKENS)
+        """Begin an answer. What a question is refused for is its own affair: a prompt that is too
+        long, a template that does not take such turns, half a surrogate pair."""
         room = self.live.context_tokens
         try:
+            thinking = self._thinking(ask) if ask.messages else None
+            talk = _Talk(ask, thinking, ask.max_tokens or ANSWER_TOKENS)
             begun = thinking.begin() if thinking else ask.begun
             prompt = self.live.admit(key, _request(key, talk, begun))
-        except EngineError as error:
+        except RetortError as error:
             return Reply(error=str(error.args[0]), refused=True)
+        except UnicodeError as error:
+            return Reply(error=f"the text is not Unicode: {error}", refused=True)
         if ask.max_tokens is not None and prompt + ask.max_tokens > room:
             self.live.cancel(key)
             told = f"prompt of {prompt} tokens and answer of {ask.max_tokens} exceed {room} tokens"
             return Reply(error=told, refused=True)
         self._talks[key] = talk
         return Reply(prompt_tokens=prompt)
+
+    def _thinking(self, ask: Ask) -> Thinking:
+        opened = self._opened(ask.messages)
+        return Thinking(opened, ask.reasoning_budget, ask.waits, FORMS[ask.tags])
 
     def _opened(self, messages: Sequence[Message]) -> Tags | None:
         """The tag that the template itself opens for the model."""
@@ -150,7 +161,7 @@ class Conversations:
             return False
         try:
             self.live.admit(key, _request(key, talk, begun))
-        except EngineError:  # the forced words filled the context
+        except RetortError:  # the forced words filled the context
             return False
         return True
 

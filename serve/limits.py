@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BODY_LIMIT_BYTES = 1 << 20
 OPEN_ROUTES = frozenset({"/health"})
+# In quotes a path may hold blanks.
+QUOTED = re.compile(r"(['\"])(?:path:)?/(?:[^'\"/]+/)*([^'\"/]+)\1")
 PATH = re.compile(r"(?<![\w/.])(?:path:)?/(?:[^\s/:]+/)*([^\s/:]+)")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
 
@@ -85,7 +87,7 @@ def _without_port(host: str) -> str:
 
 def problem(status: int, message: str, parameter: str | None = None) -> dict[str, object]:
     """An error in OpenAI's form. Of a path it tells the last part only."""
-    message = PATH.sub(r"\1", message)
+    message = PATH.sub(r"\1", QUOTED.sub(r"\1\2\1", message))
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": parameter, "code": status}}
 

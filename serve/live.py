@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from serve.engines import engine_module, load_engine
-from serve.engines.base import Engine
+from serve.engines.blocks import BlockEngine
+from serve.errors import EngineError, RetortError, UsageError
 from serve.messages import Chunk, Message, Request
 
 LIVE = {"llama.cpp": "serve.engines.llama_live"}
@@ -33,8 +34,11 @@ class Live(Protocol):
         """Forget an answer. Its slot is free at once; a key that is not there is no error."""
         ...
 
-    def step(self) -> list[tuple[str, Chunk]]:
-        """A token for everyone being answered; the chunks that became certain by it."""
+    def step(self) -> list[tuple[str, Chunk | EngineError]]:
+        """A token for everyone being answered; the chunks that became certain by it.
+
+        An error ends the answer that met it and no other. Raises EngineError when all have ended.
+        """
         ...
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
@@ -52,14 +56,18 @@ def load_live(name: str, slots: int, threads: int | None, **options: Any) -> Liv
     if name in LIVE:
         live: Live = engine_module(LIVE[name]).load_live(slots=slots, threads=threads, **options)
         return live
-    return Streams(load_engine(name, **options), slots, options["context_tokens"])
+    engine = load_engine(name, **options)
+    if not isinstance(engine, BlockEngine):
+        engine.close()
+        raise UsageError(f"{engine.name} answers batches only: it cannot be served")
+    return Streams(engine, slots)
 
 
 class Streams:
-    """Any engine: its streams take turns, a token each."""
+    """An engine that cannot batch its streams: they take turns, a token each."""
 
-    def __init__(self, engine: Engine, slots: int, context_tokens: int) -> None:
-        self.name, self.context_tokens = engine.name, context_tokens
+    def __init__(self, engine: BlockEngine, slots: int) -> None:
+        self.name, self.context_tokens = engine.name, engine.context_tokens
         self._engine, self._slots = engine, slots
         self._streams: dict[str, Iterator[Chunk]] = {}
 
@@ -67,7 +75,7 @@ class Streams:
         return self._slots - len(self._streams)
 
     def admit(self, key: str, request: Request) -> int:
-        tokens = len(self._engine.prompt_ids(request.messages)) if request.messages else 0
+        tokens = len(self._engine.request_ids(request))
         self._streams[key] = self._engine.stream(request)
         return tokens
 
@@ -77,17 +85,22 @@ class Streams:
         if close is not None:
             close()
 
-    def step(self) -> list[tuple[str, Chunk]]:
-        found = []
+    def step(self) -> list[tuple[str, Chunk | EngineError]]:
+        found: list[tuple[str, Chunk | EngineError]] = []
         for key, stream in list(self._streams.items()):
-            chunk = next(stream)
+            try:
+                chunk = next(stream)
+            except (RetortError, RuntimeError, ValueError) as error:
+                self.cancel(key)
+                found.append((key, EngineError(f"{self.name}: {error.args[0]}")))
+                continue
             if chunk.finish:
                 self.cancel(key)
             found.append((key, chunk))
         return found
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        template = getattr(self._engine, "template", None)
+        template = self._engine.template
         return template.render(messages) if template is not None else ""
 
     def close(self) -> None:

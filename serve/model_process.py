@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +24,16 @@ from serve.catalogue import Entry
 from serve.conversations import Ask, Reply
 from serve.errors import EngineError, RetortError
 
-# So many deaths in so many seconds, and it is not started again.
-DEATHS, WITHIN_S = 3, 60.0
+# So many deaths without having been up for so long, and it is not started again.
+DEATHS, UP_S = 3, 60.0
+# Of a process that people wait for; a long prompt on a slow laptop is read in silence.
+SILENCE_LIMIT_S, LOOKED_EVERY_S = 300.0, 5.0
+# A file that is being hashed cannot be told to stop; the process does not wait for it.
+CLOSED_WITHIN_S = 1.0
 LAST_WORDS_CHARACTERS = 300
 State = Literal["loading", "ready", "down", "failed", "closed"]
 Tell = Callable[[Reply], None]
+log = logging.getLogger("retort.serve")
 
 
 class Busy(EngineError):
@@ -66,8 +73,10 @@ class ModelProcess:
         self.restarts = 0
         self._capacity, self._failed = settings.slots + settings.queue, failed
         self._askers: dict[str, Tell] = {}
+        # Questions to a model that is still loading.
+        self._unsent: dict[str, dict[str, Any]] = {}
+        self._heard_s = time.monotonic()
         self._lock = threading.Lock()
-        self._settled = threading.Condition(self._lock)
         self._child: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -76,35 +85,41 @@ class ModelProcess:
     def asked(self) -> int:
         return len(self._askers)
 
-    def wait_ready(self, timeout_s: float = 600.0) -> None:
-        """Until the model answers. Raises EngineError when it does not come up."""
-        with self._settled:
-            self._settled.wait_for(lambda: self.state in ("ready", "failed", "closed"), timeout_s)
-            if self.state != "ready":
-                raise EngineError(self.problem or f"{self.entry.name} is {self.state}")
-
     def ask(self, key: str, ask: Ask, tell: Tell) -> None:
-        """Have `tell` called with every piece. Raises Busy, or EngineError while it is down."""
+        """Have `tell` called with every piece, once the model is there.
+
+        Raises Busy, or EngineError while the model is down.
+        """
         with self._lock:
-            if self.state != "ready":
+            if self.state not in ("ready", "loading"):
                 raise EngineError(self.problem or f"{self.entry.name} is {self.state}")
             if len(self._askers) >= self._capacity:
                 raise Busy(f"{len(self._askers)} questions are being answered or wait")
+            if not self._askers:
+                self._heard_s = time.monotonic()
             self._askers[key] = tell
-            self._send({"key": key, "ask": ask.model_dump(exclude_defaults=True)})
+            line = {"key": key, "ask": ask.model_dump(exclude_defaults=True)}
+            if self.state == "ready":
+                self._send(line)
+            else:
+                self._unsent[key] = line
 
     def cancel(self, key: str) -> None:
         """Free the asker's slot; nothing more is told."""
         with self._lock:
-            if self._askers.pop(key, None) is not None:
+            if self._askers.pop(key, None) is not None and self._unsent.pop(key, None) is None:
                 self._send({"cancel": key})
 
-    def close(self) -> None:
+    def kill(self) -> None:
+        """Begin to end; nobody is answered from here on."""
         with self._lock:
             self._become("closed", self.problem)
             if self._child is not None:
                 self._child.kill()
-        self._thread.join()
+
+    def close(self) -> None:
+        self.kill()
+        self._thread.join(CLOSED_WITHIN_S)
 
     def pid(self) -> int | None:
         return self._child.pid if self._child is not None else None
@@ -122,18 +137,20 @@ class ModelProcess:
         if self.state != "closed":
             self.state, self.problem = state, problem
             self.was_ready = self.was_ready or state == "ready"
-        self._settled.notify_all()
 
     def _run(self) -> None:
         """Starts the child, passes on what it says, starts it again; the child dies with it."""
-        deaths: list[float] = []
+        deaths = 0
         while True:
-            problem = self._live()
-            deaths = [*[d for d in deaths if time.monotonic() - d < WITHIN_S], time.monotonic()]
-            final = len(deaths) >= DEATHS or self.state == "loading"
+            self._ready_s: float | None = None
+            problem = self._lived()
+            up_s = time.monotonic() - self._ready_s if self._ready_s is not None else 0.0
+            deaths = 1 if up_s >= UP_S else deaths + 1
+            final = deaths >= DEATHS or self.state == "loading"
             with self._lock:
                 self._become("failed" if final else "down", problem)
                 askers, self._askers = self._askers, {}
+                self._unsent = {}
                 over = self.state in ("failed", "closed")
             for tell in askers.values():
                 tell(Reply(error=problem))
@@ -142,6 +159,17 @@ class ModelProcess:
             self.restarts += 1
         if self.state == "failed":
             self._failed(self)
+
+    def _lived(self) -> str:
+        """Why a child ended or did not start, in words that name no place on this disk."""
+        try:
+            problem = self._live()
+        except Exception as error:
+            log.exception("%s", self.entry.name)
+            problem = f"{self.entry.name} cannot be started: {error}"
+        rest = self.entry.location.partition(":")[2]
+        places = (self.entry.location, str(self.path or rest), rest)
+        return reduce(lambda told, place: told.replace(place, Path(place).name), places, problem)
 
     def _live(self) -> str:
         """One child from its start to its end; why it ended."""
@@ -163,6 +191,7 @@ class ModelProcess:
                 self._child = child
                 if self.state == "closed":
                     child.kill()
+                threading.Thread(target=self._watch, args=[child], daemon=True).start()
                 problem = self._listen(child)
                 child.kill()
             words.seek(0)
@@ -182,16 +211,32 @@ class ModelProcess:
             options |= {"draft": str(draft.path()), "draft_tokens": settings.draft_tokens}
         return options
 
+    def _watch(self, child: subprocess.Popen[str]) -> None:
+        """A process that hangs is ended; the thread that reads then tells those who wait."""
+        while child.poll() is None:
+            time.sleep(LOOKED_EVERY_S)
+            silent_s = time.monotonic() - self._heard_s
+            if self.state == "ready" and self._askers and silent_s > SILENCE_LIMIT_S:
+                log.error("%s: no sign for %.0f s", self.entry.name, silent_s)
+                child.kill()
+
     def _listen(self, child: subprocess.Popen[str]) -> str:
         assert child.stdout is not None
         for line in child.stdout:
+            if not line.endswith("\n"):
+                break  # killed while it spoke
             said = json.loads(line)
+            self._heard_s = time.monotonic()
             if "error" in said:
                 return str(said["error"])
             if "told" not in said:
                 with self._lock:
                     self.context_tokens = said["context_tokens"]
+                    self._ready_s = self._heard_s
                     self._become("ready")
+                    for unsent in self._unsent.values():
+                        self._send(unsent)
+                    self._unsent = {}
                 continue
             for key, fields in said["told"]:
                 self._pass_on(key, Reply.model_validate(fields))

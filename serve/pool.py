@@ -60,4 +60,6 @@ class Pool:
 
     def close(self) -> None:
         for model in self._open.values():
+            model.kill()
+        for model in self._open.values():
             model.close()

@@ -9,10 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serve.limits import BODY_LIMIT_BYTES
 from serve.messages import Message, Sampling
 
 LONGEST_ANSWER_TOKENS = 131_072
 MOST_MESSAGES = 256
+# A bound makes pydantic see to it that the text is Unicode: JSON can spell half a character.
+Text = Annotated[str, Field(max_length=BODY_LIMIT_BYTES)]
 Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Limit = Annotated[int, Field(ge=1, le=LONGEST_ANSWER_TOKENS)]
@@ -24,14 +27,14 @@ class _Asked(BaseModel):
 
 class TextPart(_Asked):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Turn(_Asked):
     """One message. `name` is taken and not used."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=MOST_MESSAGES)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=MOST_MESSAGES)]
     name: str | None = Field(None, max_length=64)
 
     def message(self) -> Message:
@@ -88,4 +91,4 @@ class ChatQuestion(_Question):
 class TextQuestion(_Question):
     """`/v1/completions`: the prompt as it stands, no chat template, nothing taken apart."""
 
-    prompt: Annotated[str, Field(min_length=1)]
+    prompt: Annotated[Text, Field(min_length=1)]

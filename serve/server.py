@@ -77,6 +77,7 @@ def create_app(pool: Pool, api_key: str | None = None, hosts: Collection[str] = 
         own_rules = any(turn.role == "system" for turn in turns)
         ask = Ask(
             messages=turns if own_rules else (*model.entry.lead, *turns),
+            tags=model.entry.tags,
             sampling=question.sampling(),
             max_tokens=question.max_completion_tokens or question.max_tokens,
             reasoning_budget=question.reasoning_budget,
@@ -109,15 +110,13 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     404: {"description": "no such model"},
     413: {"description": "the body is too long"},
     429: {"description": "too many are waiting"},
-    503: {"description": "the model is being started"},
+    503: {"description": "the model is down"},
 }
 
 
 async def _answer(
     model: ModelProcess, ask: Ask, form: Form, stream: bool, request: Request, metrics: Metrics
 ) -> Response:
-    if model.state == "loading":
-        await asyncio.to_thread(model.wait_ready)
     talk = Talk(model, ask)
     end, handed_on = "left", False
     try:
@@ -129,9 +128,11 @@ async def _answer(
             replies.append(await _unless_left(request, talk.next()))
         last = replies[-1]
         end = last.finish or "error"
+        if last.refused:
+            return JSONResponse(problem(400, str(last.error), form.asked_field), 400)
         if last.error is not None:
-            status = 400 if last.refused else 503
-            return JSONResponse(problem(status, last.error), status)
+            retry = {"Retry-After": str(RETRY_S)}
+            return JSONResponse(problem(503, last.error), 503, headers=retry)
         return JSONResponse(form.whole(talk, replies))
     finally:
         if not handed_on:

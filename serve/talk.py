@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from contextlib import suppress
 
 from serve.conversations import Ask, Reply
 from serve.model_process import ModelProcess
@@ -27,7 +28,7 @@ class Talk:
 
         def tell(reply: Reply) -> None:
             # The loop is gone when the server ended before the model did.
-            if not loop.is_closed():
+            with suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._pieces.put_nowait, reply)
 
         model.ask(self.key, ask, tell)

@@ -1,22 +1,27 @@
 """Renders the chat template that a model file carries, in a sandbox with limits of time and size.
 
-A template is foreign code: it runs in jinja2's immutable sandbox, in this process, under a clock
-and an output limit. Reads nothing, writes nothing. Does not tokenize.
+A template is foreign code: it runs in jinja2's immutable sandbox, in this process, with an output
+limit and a clock that every turn of its loops and every call of its macros looks at. Reads nothing,
+writes nothing. Does not tokenize.
 """
 
 from __future__ import annotations
 
+import ast
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import jinja2
 import jinja2.sandbox
 from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
+from jinja2.runtime import str_join
 
 from serve.errors import UntrustedFile
 from serve.messages import Message
@@ -24,6 +29,7 @@ from serve.messages import Message
 OUTPUT_LIMIT_CHARACTERS = 4_000_000
 TIME_LIMIT_S = 2.0
 SOURCE_LIMIT_CHARACTERS = 200_000
+FAILURES = (jinja2.TemplateError, TypeError, ValueError, RecursionError, MemoryError)
 
 
 class ChatTemplate:
@@ -36,7 +42,10 @@ class ChatTemplate:
                 f"limit {SOURCE_LIMIT_CHARACTERS}"
             )
         environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        self._environment = environment
         environment.filters["tojson"] = _tojson
+        for name in ("center", "format"):
+            del environment.filters[name]
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self._origin, self.end_text = origin, eos
@@ -52,7 +61,7 @@ class ChatTemplate:
         Raises UntrustedFile when the template misbehaves or is over a limit.
         """
         turns = [{"role": m.role, "content": m.content} for m in messages]
-        started_s = time.monotonic()
+        self._environment.deadline_s = time.monotonic() + TIME_LIMIT_S
         pieces: list[str] = []
         size = 0
         try:
@@ -61,12 +70,10 @@ class ChatTemplate:
             ):
                 pieces.append(piece)
                 size += len(piece)
-                if size > OUTPUT_LIMIT_CHARACTERS or time.monotonic() - started_s > TIME_LIMIT_S:
-                    raise UntrustedFile(
-                        f"chat template of {self._origin} exceeds "
-                        f"{OUTPUT_LIMIT_CHARACTERS} characters or {TIME_LIMIT_S} s"
-                    )
-        except (jinja2.TemplateError, TypeError, ValueError, RecursionError) as error:
+                self._environment.look_at_the_clock()
+                if size > OUTPUT_LIMIT_CHARACTERS:
+                    raise SecurityError(f"over {OUTPUT_LIMIT_CHARACTERS} characters")
+        except FAILURES as error:
             raise UntrustedFile(f"chat template of {self._origin} fails: {error}") from error
         return "".join(pieces)
 
@@ -84,10 +91,49 @@ def _text(token: Any) -> str:
     return str(token["content"] if isinstance(token, dict) else token or "")
 
 
+# Methods and filters that fill up to any width.
+PADDING = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
+
+
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The immutable sandbox without the operators that build huge strings from small ones."""
+    """The immutable sandbox without what builds huge strings from small ones, and with a clock."""
 
     intercepted_binops = frozenset({"*", "**", "%"})
+    deadline_s = math.inf
+
+    def look_at_the_clock(self) -> None:
+        if time.monotonic() > self.deadline_s:
+            raise SecurityError(f"over {TIME_LIMIT_S} s")
+
+    def _compile(self, source: str, filename: str) -> CodeType:
+        """jinja2's hook. A loop that writes nothing never comes back to whoever reads the output,
+        so it looks at the clock itself."""
+        tree = ast.parse(source, filename)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.For) or (
+                isinstance(node, ast.FunctionDef) and node.name == "macro"
+            ):
+                node.body.insert(0, ast.Expr(ast.Call(_of("look_at_the_clock"), [], [])))
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "str_join":
+                node.func = _of("join")
+        return compile(ast.fix_missing_locations(tree), filename, "exec")
+
+    def join(self, parts: Iterable[Any]) -> str:
+        """What `~` makes of its parts."""
+        text = str_join(parts)
+        if len(text) > OUTPUT_LIMIT_CHARACTERS:
+            raise SecurityError(f"over {OUTPUT_LIMIT_CHARACTERS} characters")
+        return text
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None and ":" in value.__self__:
+            raise SecurityError("a format with a width is refused")
+        return wrapped
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        padding = isinstance(obj, str) and attr in PADDING
+        return not padding and super().is_safe_attribute(obj, attr, value)
 
     def call_binop(
         self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
@@ -97,6 +143,11 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if operator == "*" and isinstance(left, int) and isinstance(right, int):
             return left * right
         raise SecurityError(f"operator {operator} on {type(left).__name__} is refused")
+
+
+def _of(name: str) -> ast.Attribute:
+    """That attribute of the environment, which every function of compiled source can see."""
+    return ast.Attribute(ast.Name("environment", ast.Load()), name, ast.Load())
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:

@@ -24,13 +24,15 @@ class Turn(NamedTuple):
 
 
 class Thinking:
-    """One answer. `opened` is the tag its prompt ended with, if any.
+    """One answer. `opened` is the tag its prompt ended with, if any; `usual` the model's own.
 
     `budget` is in tokens of reasoning; 0 leaves no room for any.
     """
 
-    def __init__(self, opened: Tags | None, budget: int | None, waits: int) -> None:
-        self._stream = ReasoningStream(opened)
+    def __init__(
+        self, opened: Tags | None, budget: int | None, waits: int, usual: Tags = THINK
+    ) -> None:
+        self._stream, self._usual = ReasoningStream(opened), usual
         self._budget, self._waits = budget, waits
         self._text = ""
         self._thought = opened is not None
@@ -41,8 +43,8 @@ class Thinking:
         """What the answer begins with already."""
         if self._budget != 0:
             return ""
-        opens = "" if self._thought else THINK.opens
-        self._take(f"{opens}\n\n{self._stream.tags.closes}\n")
+        opens, tags = ("", self._stream.tags) if self._thought else (self._usual.opens, self._usual)
+        self._take(f"{opens}\n\n{tags.closes}\n")
         return self._text
 
     def feed(self, chunk: Chunk) -> Turn:

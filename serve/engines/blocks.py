@@ -13,7 +13,7 @@ from serve.engines.answer import Answer, check_length, chunks
 from serve.engines.base import LogitsTV
 from serve.engines.scoring import Grader, scores_of
 from serve.engines.stepping import Rows, steps
-from serve.errors import CannotDo
+from serve.errors import CannotDo, EngineError
 from serve.messages import Chunk, Completion, Grade, Message, Request, TokenScores
 from serve.template import ChatTemplate
 
@@ -27,7 +27,7 @@ class BlockEngine(ABC):
     def __init__(self, name: str, block: int, ends: Collection[int], context_tokens: int) -> None:
         self.name, self.block = name, block
         self._ends = frozenset(ends)
-        self._context_tokens = context_tokens
+        self.context_tokens = context_tokens
 
     @abstractmethod
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]: ...
@@ -53,7 +53,7 @@ class BlockEngine(ABC):
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
         """Prompts of like length share a block, so that little is padded."""
-        prompts = {r.key: self._prompt(r) for r in requests}
+        prompts = {r.key: self.request_ids(r) for r in requests}
         ordered = sorted(requests, key=lambda r: len(prompts[r.key]))
         for start in range(0, len(ordered), self.block):
             block = ordered[start : start + self.block]
@@ -61,7 +61,8 @@ class BlockEngine(ABC):
             yield from [(answer.request.key, answer.completion()) for answer in answers]
 
     def stream(self, request: Request) -> Iterator[Chunk]:
-        yield from chunks(answer for (answer,) in self._steps([request], [self._prompt(request)]))
+        prompts = [self.request_ids(request)]
+        yield from chunks(answer for (answer,) in self._steps([request], prompts))
 
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
         prompt, ids = self.prompt_ids(messages), self._encode(completion)
@@ -85,11 +86,14 @@ class BlockEngine(ABC):
     def _byte_ends(self, ids: Sequence[int]) -> list[int]:
         return [len(self._decode(ids[: i + 1]).encode()) for i in range(len(ids))]
 
-    def _prompt(self, request: Request) -> list[int]:
+    def request_ids(self, request: Request) -> list[int]:
+        """What is read before the first token. Raises EngineError where no room is left for one."""
         prompt = self.prompt_ids(request.messages) if request.messages else []
         if request.begun:
             prompt = [*prompt, *self._encode(request.begun)]
-        check_length(len(prompt), self._context_tokens, self.name, request)
+        if not prompt:
+            raise EngineError(f"an empty prompt cannot be answered ({self.name})")
+        check_length(len(prompt), self.context_tokens, self.name, request)
         return prompt
 
     def _steps(
@@ -101,4 +105,4 @@ class BlockEngine(ABC):
             for request, prompt in zip(requests, prompts, strict=True)
         ]
         longest = max(request.sampling.max_tokens for request in requests)
-        yield from steps(self._rows(prompts, longest), answers, self._ends, self._context_tokens)
+        yield from steps(self._rows(prompts, longest), answers, self._ends, self.context_tokens)

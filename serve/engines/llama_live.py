@@ -100,7 +100,8 @@ class LlamaLive:
     def guess_with(self, path: Path, tokens: int) -> None:
         """Raises EngineError for a model of another vocabulary."""
         self._draft = Draft(path, len(self._held), self._model, self._threads)
-        self._draft_tokens = tokens
+        # Everyone's guesses go into one batch, with a row for each who makes none.
+        self._draft_tokens = min(tokens, DECODE_BATCH_TOKENS // len(self._held) - 2)
 
     def close(self) -> None:
         self._model.close()
@@ -150,7 +151,7 @@ class LlamaLive:
     def cancel(self, key: str) -> None:
         self._talks.pop(key, None)
 
-    def step(self) -> list[tuple[str, Chunk]]:
+    def step(self) -> list[tuple[str, Chunk | EngineError]]:
         parts = self._parts()
         if not parts:
             return []
@@ -158,7 +159,7 @@ class LlamaLive:
         self._model.decode(rows)
         for slot in {row.sequence for row in rows} - set(parts):
             self._keep(slot, len(self._held[slot]))
-        told: list[tuple[str, Chunk]] = []
+        told: list[tuple[str, Chunk | EngineError]] = []
         for slot, part in parts.items():
             self._held[slot] += part.ids
             if not part.spoken:
@@ -217,7 +218,11 @@ class LlamaLive:
             talk.slot: _Part(key, [talk.answer.ids[-1], *guess], 1 + len(guess))
             for (key, talk), guess in zip(speaking, guesses, strict=True)
         }
-        room = READ_BESIDE_TOKENS if parts or alone else DECODE_BATCH_TOKENS
+        spoken = sum(len(part.ids) for part in parts.values())
+        # Between those who read there may be a row for each who does not.
+        room = DECODE_BATCH_TOKENS - spoken - (len(self._held) - len(parts))
+        if parts or alone:
+            room = min(room, READ_BESIDE_TOKENS)
         for key, talk in talks.items():
             ids, talk.unread = talk.unread[:room], talk.unread[room:]
             room -= len(ids)

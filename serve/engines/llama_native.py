@@ -117,6 +117,8 @@ class LlamaModel:
 
     def decode(self, rows: Sequence[Row]) -> None:
         """Run one batch. Logits of the rows that want them are then at `logits(row index)`."""
+        if len(rows) > DECODE_BATCH_TOKENS:
+            raise EngineError(f"{len(rows)} rows in one batch, limit {DECODE_BATCH_TOKENS}")
         batch = self._batch
         batch.n_tokens = len(rows)
         for index, row in enumerate(rows):

@@ -104,7 +104,7 @@ class OnnxEngine(BlockEngine):
 
     def _generator(self, tokens: int) -> Any:
         options = runtime.GeneratorParams(self._model)
-        options.set_search_options(max_length=min(tokens, self._context_tokens), do_sample=False)
+        options.set_search_options(max_length=min(tokens, self.context_tokens), do_sample=False)
         return runtime.Generator(self._model, options)
 
     def logits(self, ids: Sequence[int]) -> LogitsTV:

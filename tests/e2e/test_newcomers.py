@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 from serve.engines.llama_live import ALONE_ROWS, FIRST_TOKENS, READ_BESIDE_TOKENS, load_live
+from serve.engines.llama_native import DECODE_BATCH_TOKENS
 from serve.messages import Request, Sampling
 from serve.models import resolve_model
 from tests.e2e.serving import STUDENT, apart
@@ -34,6 +35,40 @@ def written(prompt, steps):
     live.close()
     # Of each step, how many tokens it brought to whom.
     return [tuple(now - then for then, now in zip(*two, strict=True)) for two in pairwise(counts)]
+
+
+def rows_of_two_long_prompts():
+    """How many rows the steps have in which slots 0 and 2 read long prompts beside a full 1."""
+    live = load_live(BASE, 8, 1024, 1)
+    sampling = Sampling(max_tokens=2, temperature=0.0, seed=0)
+    rows, decode = [], live._model.decode
+
+    def counted(batch):
+        rows.append(len(batch))
+        decode(batch)
+
+    live._model.decode = counted
+    for text in ("a", "b", "c"):
+        live.admit(text, Request(key=text, messages=(), sampling=sampling, begun=text * 3))
+    while live._talks:
+        live.step()
+    slots = {}
+    for text in ("a", "c"):
+        begun = text * 3 + LONG * 2
+        live.admit(text, Request(key=text, messages=(), sampling=sampling, begun=begun))
+        slots[text] = live._talks[text].slot
+    del rows[:]
+    while live._talks:
+        live.step()
+    live.close()
+    return slots, rows
+
+
+def test_prompts_that_are_read_together_leave_room_for_the_rows_between_them():
+    slots, rows = apart(rows_of_two_long_prompts)
+    assert slots == {"a": 0, "c": 2}
+    # 504 of the prompts and one of the slot between them.
+    assert rows[0] == DECODE_BATCH_TOKENS - 8 + 1
 
 
 def test_a_newcomer_has_its_first_tokens_alone_and_then_its_turn_among_all():

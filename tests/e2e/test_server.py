@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import queue
 import re
 import signal
 import socket
@@ -14,10 +15,14 @@ import httpx
 import openai
 import pytest
 
+from serve import model_process
 from serve.__main__ import main
+from serve.catalogue import read_catalogue
+from serve.conversations import Ask
 from tests.e2e.serving import LEAD, NAME, served, write_bundle
 
 QUESTION = [{"role": "user", "content": "What is 2 + 2? Explain at length."}]
+JSON = {"Content-Type": "application/json"}
 LONG = {"model": NAME, "messages": QUESTION, "max_tokens": 400}
 
 
@@ -117,6 +122,11 @@ def test_a_plain_prompt_is_continued(client):
         ({"messages": []}, 422, "messages: List should have at least 1 item"),
         ({"messages": QUESTION * 257}, 422, "messages: List should have at most 256 items"),
         ({"messages": [{"role": "tool", "content": ""}]}, 422, "messages.0.role: Input should be"),
+        (
+            {"messages": [{"role": "user", "content": "\ud800"}]},
+            422,
+            "messages.0.content.constrained-str: Input should be a valid string",
+        ),
         ({"model": "../x"}, 404, "no model is called '../x'"),
         ({"max_tokens": 2048}, 400, "prompt of 36 tokens and answer of 2048 exceed 2048 tokens"),
         ({"messages": [{"role": "user", "content": "a " * 5000}]}, 400, "prompt of 5025 tokens"),
@@ -126,7 +136,9 @@ def test_a_plain_prompt_is_continued(client):
 )
 def test_a_wrong_question_is_refused_with_its_reason(server, change, status, message):
     with server.client() as client:
-        answer = client.post("/v1/chat/completions", json=LONG | change)
+        # Not all of these can be written as UTF-8, which httpx does by itself.
+        body = json.dumps(LONG | change)
+        answer = client.post("/v1/chat/completions", content=body, headers=JSON)
     said = answer.json()["error"]["message"]
     assert (answer.status_code, said[: len(message)]) == (status, message)
     assert "/" not in said.replace("../x", "")
@@ -301,3 +313,29 @@ def test_both_files_of_a_bundle_answer_the_same_question_alike(smoke):
             assert answer["model"] == name
             assert message["content"].startswith("Answer:")
             assert 0 < answer["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 16
+
+
+def test_a_model_that_hangs_is_ended_and_started_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(model_process, "SILENCE_LIMIT_S", 1.0)
+    monkeypatch.setattr(model_process, "LOOKED_EVERY_S", 0.1)
+    (entry,) = read_catalogue(write_bundle(tmp_path))
+    model = model_process.ModelProcess(entry, model_process.Settings(1, 1, 256, 1))
+    try:
+        told = queue.SimpleQueue()
+        model.ask("x", Ask(begun="1, 2, 3,", max_tokens=4), told.put)
+        assert "".join(reply.content for reply in until_last(told)) == " 4, 5"
+        time.sleep(1.5)  # nobody waits for an idle one
+        assert model.state == "ready"
+        os.kill(model.pid(), signal.SIGSTOP)
+        model.ask("y", Ask(begun="1, 2, 3,", max_tokens=4), told.put)
+        assert until_last(told)[-1].error == "the process of student ended with -9"
+        assert model.restarts == 1
+    finally:
+        model.close()
+
+
+def until_last(told):
+    replies = [told.get(timeout=60)]
+    while not replies[-1].last:
+        replies.append(told.get(timeout=60))
+    return replies

@@ -10,6 +10,7 @@ from serve.limits import LOOPBACK, _without_port, problem
     [
         ("sha256 of path:/home/me/x.gguf is 1", "sha256 of x.gguf is 1"),
         ("cannot open '/srv/a b': no", "cannot open 'a b': no"),
+        ("cannot open '/srv/My Models/a b': no", "cannot open 'a b': no"),
         ("model /etc/x: no such file", "model x: no such file"),
         ("12.5 tokens/s and 3 km/h", "12.5 tokens/s and 3 km/h"),
         ("no model is called '../x'", "no model is called '../x'"),

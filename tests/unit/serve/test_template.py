@@ -1,5 +1,8 @@
+import time
+
 import pytest
 
+import serve.template as template_module
 from serve.errors import UntrustedFile
 from serve.messages import Message
 from serve.template import ChatTemplate
@@ -15,6 +18,12 @@ HOSTILE = [
     "{% for a in range(100000) %}{{ 'x' * 1 }}{% endfor %}",
     "{% for a in range(99999) %}{{ messages[0].content }}{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'"
     " ~ 'bbbbbbbbbbbbbbbbbbbbbbbbbbbb' }}{% endfor %}",
+    "{{ 'x'.ljust(10000000000) }}",
+    "{{ 'x'|center(10000000000) }}",
+    "{{ '%10000000000d'|format(1) }}",
+    "{{ '{:10000000000}'.format(1) }}",
+    "{{ '{0:{1}}'.format(1, 10000000000) }}",
+    "{% set n = namespace(x='ab') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
     "{{ raise_exception('no') }}",
     "{{ undefined.attribute }}",
     "{% if %}",
@@ -27,6 +36,27 @@ def test_no_hostile_template_renders(source):
     with pytest.raises(UntrustedFile) as caught:
         ChatTemplate(source, origin="model.gguf").render(TURNS)
     assert "model.gguf" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+        "{{ f(100) }}",
+    ],
+)
+def test_work_that_writes_nothing_ends_at_the_time_limit(source, monkeypatch):
+    monkeypatch.setattr(template_module, "TIME_LIMIT_S", 0.2)
+    started_s = time.monotonic()
+    with pytest.raises(UntrustedFile, match=r"fails: over 0\.2 s"):
+        ChatTemplate(source).render(TURNS)
+    assert time.monotonic() - started_s < 2.0
+
+
+def test_a_format_without_a_width_is_no_harm():
+    source = "{{ '{} of {}'.format(1, 2) }}{% for a in 'ab' %}{{ a ~ loop.index }}{% endfor %}"
+    assert ChatTemplate(source).render(TURNS) == "1 of 2a1b2"
 
 
 def test_an_ordinary_template_renders():

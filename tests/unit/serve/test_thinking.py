@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.messages import Chunk
-from serve.reasoning import THINK
+from serve.reasoning import THINK, THOUGHT
 from serve.thinking import Thinking
 
 
@@ -69,6 +69,13 @@ def test_no_budget_at_all_begins_with_closed_reasoning():
     opened = Thinking(THINK, 0, 0)
     assert opened.begin() == "\n\n</think>\n"
     assert told(opened, "Answer: 4")[:2] == ("", "Answer: 4")
+
+
+def test_reasoning_is_closed_in_the_tags_that_the_model_knows():
+    thinking = Thinking(None, 0, 0, THOUGHT)
+    assert thinking.begin() == "<|begin_of_thought|>\n\n<|end_of_thought|>\n"
+    text = "<|begin_of_solution|>\nAnswer: 4\n<|end_of_solution|>"
+    assert told(thinking, text)[:2] == ("", "Answer: 4")
 
 
 def test_the_end_of_thinking_is_put_off_as_often_as_asked():

@@ -5,24 +5,23 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from pipeline.records import content_key
 from pipeline.store import write_file
 
 # Written into a checkpoint folder after everything else: a folder without it was being written.
 COMPLETE = "COMPLETE"
 
 
-# How many processes shared what, beside the checkpoints: a share is no use to another number.
-SHAPE = ".shape"
-ONE_PROCESS = "none 1"
+def forget_others(folder: Path, proof: Path, *said: object) -> None:
+    """Remove what a training left unfinished that was told anything else than `said`.
 
-
-def forget_other_shapes(folder: Path, shape: str) -> None:
-    """Remove checkpoints of a training that was spread another way (strategy and processes)."""
-    kept = folder.with_suffix(SHAPE)
-    found = kept.read_text(encoding="ascii") if kept.exists() else ONE_PROCESS
-    if found != shape:
+    `proof` is the file that says what it was told. Resumed as they stand, its weights and moments
+    would end up in a student that never saw them.
+    """
+    key = content_key(*said)
+    if not proof.exists() or proof.read_text(encoding="ascii") != key:
         shutil.rmtree(folder, ignore_errors=True)
-    write_file(kept, shape)
+        write_file(proof, key)
 
 
 def newest_complete(folder: Path) -> Path | None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoints import forget_other_shapes, newest_complete, steps_done
+from pipeline.checkpoints import forget_others, newest_complete, steps_done
 from pipeline.memory import keep_freed_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import StudentOptions
@@ -54,7 +54,7 @@ def refine_exact(
     from pipeline.exact_attempts import planned_steps
 
     scratch = out / SCRATCH / "checkpoints"
-    forget_other_shapes(scratch, context.training.shape)
+    forget_others(scratch, scratch.with_suffix(".of"), context.training.shape)
     resume = newest_complete(scratch)
     done = steps_done(resume)
     if resume is not None:

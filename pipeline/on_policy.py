@@ -17,12 +17,13 @@ from typing import Any
 
 from pipeline.attempts import Attempt, in_practice_order, own_answers
 from pipeline.calibration import OWN_ANSWERS
+from pipeline.checkpoints import forget_others
 from pipeline.memory import keep_freed_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.pair_method import choose_method
 from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions, TeacherOptions
-from pipeline.records import Example, Problem, content_key
+from pipeline.records import Example, Problem
 from pipeline.run import SCRATCH, Context
 from pipeline.store import read_records, write_file, write_json, write_records
 from pipeline.supervise import rendered_ids
@@ -60,7 +61,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     checkpoint = inputs["04-sft"]
     method = choose_method(teacher, options, checkpoint).method
     chosen = options.resolved(method)
-    _same_or_fresh(out / SCRATCH, config, inputs, context.seed)
+    _forget_others(out / SCRATCH, config, inputs, context.seed)
     shutil.copyfile(checkpoint / "examples.jsonl", out / "examples.jsonl")
     if method == "exact":
         counts = _exact(config, chosen, practice, checkpoint, out, context)
@@ -70,10 +71,12 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     return {"method": method} | counts
 
 
-def _same_or_fresh(scratch: Path, config: Config, inputs: Mapping[str, Path], seed: int) -> None:
+def _forget_others(scratch: Path, config: Config, inputs: Mapping[str, Path], seed: int) -> None:
     """Forget what a practice of other settings, or of another student, left unfinished."""
     teacher, student, options = config
-    key = content_key(
+    forget_others(
+        scratch,
+        scratch / "of.txt",
         STAGE_VERSION,
         seed,
         teacher.model_dump(mode="json", exclude=UNCHANGING),
@@ -82,10 +85,6 @@ def _same_or_fresh(scratch: Path, config: Config, inputs: Mapping[str, Path], se
         file_sha256(inputs["04-sft"] / "model.safetensors"),
         file_sha256(inputs["01-problems"] / "practice.jsonl"),
     )
-    proof = scratch / "of.txt"
-    if not proof.exists() or proof.read_text(encoding="ascii") != key:
-        shutil.rmtree(scratch, ignore_errors=True)
-        write_file(proof, key)
 
 
 def _exact(

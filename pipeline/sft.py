@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoints import forget_other_shapes, newest_complete, steps_done
+from pipeline.checkpoints import forget_others, newest_complete, steps_done
 from pipeline.memory import keep_freed_memory
 from pipeline.recipe import SftOptions, StudentOptions
 from pipeline.records import Example
@@ -25,13 +25,17 @@ from pipeline.student import student_checkpoint
 from pipeline.supervise import rendered_ids, supervised_tokens
 from pipeline.training_options import Packed
 from serve.errors import DataError
+from serve.models import file_sha256
 
 STAGE_VERSION = 2
+CHECKPOINTS = "checkpoints"
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
+
+Config = tuple[StudentOptions, SftOptions, *tuple[Packed, ...]]
 
 
 def run(
-    config: tuple[StudentOptions, SftOptions, *tuple[Packed, ...]],
+    config: Config,
     inputs: Mapping[str, Path],
     out: Path,
     context: Context,
@@ -54,6 +58,7 @@ def run(
             f"{too_long} over {options.max_tokens} tokens"
         )
     write_records(out / "examples.jsonl", fitting)
+    _forget_others(config, out, context)
     losses = _train(base, tokenizer, fitting, options, out, context)
     write_file(out / "losses.jsonl", "".join(json.dumps(row) + "\n" for row in losses))
     shutil.rmtree(out / SCRATCH, ignore_errors=True)
@@ -66,6 +71,22 @@ def run(
         "first_loss_nats": round(losses[0]["loss_nats"], 4),
         "last_loss_nats": round(losses[-1]["loss_nats"], 4),
     }
+
+
+def _forget_others(config: Config, out: Path, context: Context) -> None:
+    """Checkpoints of other settings, examples, or processes that shared the model otherwise."""
+    student, options, *packed = config
+    forget_others(
+        out / SCRATCH / CHECKPOINTS,
+        out / SCRATCH / "of.txt",
+        STAGE_VERSION,
+        context.seed,
+        context.training.shape,
+        student.model_dump(mode="json"),
+        options.model_dump(mode="json", exclude={"checkpoint_steps"}),
+        [part.model_dump(mode="json") for part in packed],
+        file_sha256(out / "examples.jsonl"),
+    )
 
 
 def split_by_length(
@@ -85,8 +106,7 @@ def _train(
     context: Context,
 ) -> list[dict[str, float]]:
     """Run the trainer to its end, from its last complete checkpoint if there is one."""
-    scratch = out / SCRATCH / "checkpoints"
-    forget_other_shapes(scratch, context.training.shape)
+    scratch = out / SCRATCH / CHECKPOINTS
     resume = newest_complete(scratch)
     if resume is not None:
         context.log.info("resuming from %s", resume.name)
@@ -126,7 +146,7 @@ def _train_spread(
     steps = math.ceil(rows / (plan.processes * at_a_time * readings)) * options.epochs
     job = SftJob(
         base=base.resolve(),
-        scratch=(out / SCRATCH / "checkpoints").resolve(),
+        scratch=(out / SCRATCH / CHECKPOINTS).resolve(),
         out=out.resolve(),
         seed=context.seed,
         training=plan,

@@ -22,6 +22,7 @@ from pipeline.store import write_records
 from pipeline.supervise import full_example
 from serve.errors import DataError, TrainingDiverged
 from serve.messages import Completion
+from tests.unit.pipeline.worked import read_losses, train_stage
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -197,6 +198,29 @@ def test_a_resumed_training_ends_with_the_same_weights(student, tmp_path):
     one, two = (
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed")
     )
+    assert one == two
+
+
+def test_what_other_settings_left_unfinished_is_not_resumed(student, tmp_path, monkeypatch):
+    slow = OPTIONS.model_copy(update={"checkpoint_steps": 2})
+    fast = slow.model_copy(update={"learning_rate": 3e-3})
+    context = Context(1, Progress())
+    train_stage(student, tmp_path / "fresh", fast, context)
+    killed = tmp_path / "killed"
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.sft.shutil.rmtree", lambda *_, **__: None)
+        train_stage(student, killed, slow, context)
+    assert (killed / "scratch" / "checkpoints" / "checkpoint-4" / "COMPLETE").exists()
+    rarely = slow.model_copy(update={"checkpoint_steps": 3})
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.sft.shutil.rmtree", lambda *_, **__: None)
+        seen = []
+        patched.setattr("pipeline.sft.steps_done", lambda found: seen.append(found.name) or 0)
+        train_stage(student, killed, rarely, context)
+        assert seen == ["checkpoint-4"]  # how often it is kept changes nothing
+    train_stage(student, killed, fast, context)
+    assert read_losses(killed) == read_losses(tmp_path / "fresh")
+    one, two = ((f / "model.safetensors").read_bytes() for f in (killed, tmp_path / "fresh"))
     assert one == two
 
 

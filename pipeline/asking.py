@@ -11,19 +11,12 @@ from contextlib import closing
 from pathlib import Path
 
 from pipeline.batches import batches_of, with_openings
+from pipeline.kept_answers import KeptAnswers
 from pipeline.records import content_key
 from pipeline.run import Context
 from pipeline.scale_options import ScaleOptions
-from pipeline.store import AppendLog, read_records
 from serve.engines.base import Engine
-from serve.messages import Completion, Message, Record, Request, Sampling
-
-
-class Answer(Record):
-    """One acknowledged answer. Without timing: a resumed run must hold the same bytes."""
-
-    key: str
-    completion: Completion
+from serve.messages import Completion, Message, Request, Sampling
 
 
 def request_for(
@@ -45,10 +38,21 @@ def ask(
     label: str,
     context: Context,
 ) -> dict[str, Completion]:
-    """All answers by key. An engine is opened only when something is missing; where the context
-    says so, one in each of several actors. Only this process writes the log."""
-    with AppendLog(log_path) as store:
-        answers = {a.key: a.completion for a in read_records(log_path, Answer)}
+    """All answers by key; see `kept`, which holds none of them in memory."""
+    answers = kept(open_engine, requests, log_path, label, context)
+    return {r.key: answers[r.key] for r in requests}
+
+
+def kept(
+    open_engine: Callable[[], Engine],
+    requests: Sequence[Request],
+    log_path: Path,
+    label: str,
+    context: Context,
+) -> KeptAnswers:
+    """The log, with all answers in it. An engine is opened only when something is missing; where
+    the context says so, one in each of several actors. Only this process writes the log."""
+    with KeptAnswers(log_path) as answers:
         missing = {r.key for r in requests if r.key not in answers}
         context.log.info("%s: %d of %d to ask", label, len(missing), len(requests))
         if missing:
@@ -56,11 +60,9 @@ def ask(
                 bar.advance(len(requests) - len(missing))
                 asked = with_openings(requests)
                 for key, completion in _answered(open_engine, asked, missing, context.scale):
-                    completion = completion.model_copy(update={"timing": None})
-                    store.append([Answer(key=key, completion=completion)])
                     bar.advance(0 if key in answers else 1)
-                    answers[key] = completion
-    return {r.key: answers[r.key] for r in requests}
+                    answers.add(key, completion)
+    return answers
 
 
 def _answered(

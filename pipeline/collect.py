@@ -13,7 +13,7 @@ from heapq import merge
 from pathlib import Path
 from typing import Any
 
-from pipeline.asking import ask, request_for
+from pipeline.asking import kept, request_for
 from pipeline.imported import IMPORTED, Imported
 from pipeline.prompts import teacher_messages
 from pipeline.recipe import TeacherOptions, TracesOptions
@@ -45,7 +45,7 @@ def run(
     imported = Imported(inputs.get(IMPORTED), asked.keys(), inputs["01-problems"])
     log_path = out / SCRATCH / "answers.jsonl"
     imported.answer(log_path)
-    answers = ask(
+    answers = kept(
         lambda: open_teacher(teacher),
         [request for _, _, request in asked.values()],
         log_path,

@@ -7,15 +7,15 @@ from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.asking import Answer
 from pipeline.attempts import Attempt
 from pipeline.batches import batches_of, openings_of, with_openings
+from pipeline.kept_answers import KeptAnswers
 from pipeline.methods.graded import text_for_teacher
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.prompts import teacher_messages
 from pipeline.recipe import TeacherOptions
 from pipeline.records import Problem
-from pipeline.store import AppendLog, read_records
+from pipeline.store import AppendLog, placed_records, record_at
 from pipeline.teacher import open_teacher
 from serve.engines.base import Engine
 from serve.messages import Completion, Grade, Message, Record, Request
@@ -33,6 +33,10 @@ class GradeGroup(Record):
 
     keys: tuple[str, ...]
     grades: tuple[Grade, ...]
+
+    @property
+    def read_tokens(self) -> int:
+        return sum(grade.read_tokens for grade in self.grades)
 
 
 class Grading:
@@ -54,10 +58,14 @@ class Grading:
         self._openings = openings_of(map(self._asked, practice))
         self._engine: Engine | None = None
         self._grades = AppendLog(scratch / "grades.jsonl")
-        self._continuations = AppendLog(scratch / "continuations.jsonl")
-        self._known = {g.keys: g for g in read_records(self._grades.path, GradeGroup)}
-        said = read_records(self._continuations.path, Answer)
-        self._said = {answer.key: answer.completion for answer in said}
+        self._said = KeptAnswers(scratch / "continuations.jsonl")
+        # Where the groups that a killed run left begin in the log: a grade is 2 KB a token in
+        # memory, of the tokens of a whole practice.
+        self._places: dict[tuple[str, ...], int] = {}
+        self._read_tokens = 0
+        for place, group in placed_records(self._grades.path, GradeGroup):
+            self._places[group.keys] = place
+            self._read_tokens += group.read_tokens
 
     def __enter__(self) -> Grading:
         return self
@@ -69,15 +77,14 @@ class Grading:
         trace: TracebackType | None,
     ) -> None:
         self._grades.__exit__(kind, error, trace)
-        self._continuations.__exit__(kind, error, trace)
+        self._said.__exit__(kind, error, trace)
         if self._engine is not None:
             self._engine.close()
 
     @property
     def tokens(self) -> int:
         """What the teacher has read and written so far, killed attempts at it included."""
-        read = sum(g.read_tokens for group in self._known.values() for g in group.grades)
-        return read + sum(answer.completion_tokens for answer in self._said.values())
+        return self._read_tokens + self._said.tokens
 
     @property
     def engine(self) -> Engine:
@@ -111,15 +118,19 @@ class Grading:
         size = VLLM_GROUP if self._teacher.engine == "vllm" else GROUP
         for start in range(0, len(requests), size):
             part = requests[start : start + size]
-            keys = tuple(request.key for request in part)
-            group = self._known.get(keys)
-            if group is None:
-                graded = self.engine.grade(part, self._options.top_tokens)
-                group = GradeGroup(keys=keys, grades=tuple(graded))
-                self._grades.append([group])
-                self._known[keys] = group
-            found |= dict(zip(keys, group.grades, strict=True))
+            group = self._group(part)
+            found |= dict(zip(group.keys, group.grades, strict=True))
         return found
+
+    def _group(self, requests: Sequence[Request]) -> GradeGroup:
+        keys = tuple(request.key for request in requests)
+        if keys in self._places:
+            return record_at(self._grades.path, self._places[keys], GradeGroup)
+        graded = self.engine.grade(requests, self._options.top_tokens)
+        group = GradeGroup(keys=keys, grades=tuple(graded))
+        self._places[keys] = self._grades.append([group])
+        self._read_tokens += group.read_tokens
+        return group
 
     def continuations(self, requests: Sequence[Request]) -> dict[str, Completion]:
         """By key; each is kept as it comes."""
@@ -128,10 +139,8 @@ class Grading:
             asked = with_openings(requests, self._openings)
             batches = batches_of(self.engine, asked, missing)
             for key, answer in chain.from_iterable(map(self.engine.generate, batches)):
-                completion = answer.model_copy(update={"timing": None})
                 if key in missing:
-                    self._continuations.append([Answer(key=key, completion=completion)])
-                    self._said[key] = completion
+                    self._said.add(key, answer)
         return {request.key: self._said[request.key] for request in requests}
 
     def _request(self, attempt: Attempt) -> Request:

@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from pipeline.asking import Answer
+from pipeline.kept_answers import KeptAnswers
 from pipeline.records import Problem, Trace
-from pipeline.store import AppendLog, read_records, replacing
+from pipeline.store import read_records, replacing
 from pipeline.tasks.judge import Judge
 
 IMPORTED = "imported-traces.jsonl"
@@ -35,11 +35,12 @@ class Imported:
 
     def answer(self, log_path: Path) -> None:
         """Answers to what would be asked are put where answers are kept, and so not asked."""
-        with AppendLog(log_path) as log:
-            known = {a.key for a in read_records(log_path, Answer)} if self._path else set()
+        if self._path is None:
+            return
+        with KeptAnswers(log_path) as known:
             for trace in self._traces():
                 if trace.key in self._asked and trace.key not in known:
-                    log.append([Answer(key=trace.key, completion=trace.completion)])
+                    known.add(trace.key, trace.completion)
 
     def beside(self, judge: Judge) -> Iterator[Trace]:
         """The others, judged, by their keys."""

@@ -60,6 +60,10 @@ def keep_freed_memory(one_heap: bool = False) -> None:
 def give_back_memory() -> None:
     """Hand what a finished model or training held to the kernel, before the next one needs it."""
     gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        # A teacher that comes next wants a share of the whole GPU, and counts what torch keeps.
+        torch.cuda.empty_cache()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):

@@ -89,11 +89,28 @@ def write_records(path: Path, records: Iterable[AnyRecord]) -> None:
 
 def read_records(path: Path, kind: type[AnyRecord]) -> Iterator[AnyRecord]:
     """Every record of a JSONL file. Raises DataError naming file and line."""
+    return (record for _, record in placed_records(path, kind))
+
+
+def placed_records(path: Path, kind: type[AnyRecord]) -> Iterator[tuple[int, AnyRecord]]:
+    """Every record and the byte it begins at. Raises DataError naming file and line."""
+    place = 0
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                yield parse_record(line, kind, f"{path.name} line {number}")
-    except (OSError, UnicodeDecodeError) as error:
+                yield place, parse_record(line, kind, f"{path.name} line {number}")
+                place += len(line)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def record_at(path: Path, place: int, kind: type[AnyRecord]) -> AnyRecord:
+    """The record that begins at byte `place`. Raises DataError."""
+    try:
+        with path.open("rb") as file:
+            file.seek(place)
+            return parse_record(file.readline(), kind, f"{path.name} byte {place}")
+    except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
@@ -149,8 +166,11 @@ class AppendLog:
             self._file.truncate(position)
         self._file.seek(0, os.SEEK_END)
 
-    def append(self, records: Iterable[BaseModel]) -> None:
-        """Write the records' lines in one call; on failure the file is cut back to where it was."""
+    def append(self, records: Iterable[BaseModel]) -> int:
+        """Write the records' lines in one call; on failure the file is cut back to where it was.
+
+        Returns the byte at which the first one begins.
+        """
         raw = "".join(record_line(r) for r in records).encode("utf-8")
         start = self._file.tell()
         try:
@@ -168,6 +188,7 @@ class AppendLog:
             raise DiskError(
                 f"cannot append {len(raw)} bytes to {self.path}: {error.strerror}"
             ) from error
+        return start
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())

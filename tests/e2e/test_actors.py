@@ -7,7 +7,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from pipeline.asking import Answer, ask
+from pipeline.asking import ask
+from pipeline.kept_answers import Answer
 from pipeline.progress import Progress
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.run import Context

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.asking import Answer
+from pipeline.kept_answers import Answer
 from pipeline.store import read_records
 
 ROOT = Path(__file__).parent.parent.parent
@@ -14,7 +14,7 @@ KILLS = 60
 WRITER = """
 import sys
 from pathlib import Path
-from pipeline.asking import Answer
+from pipeline.kept_answers import Answer
 from pipeline.store import AppendLog
 from serve.messages import Completion
 first = int(sys.argv[2])

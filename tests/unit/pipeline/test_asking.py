@@ -2,8 +2,9 @@
 
 import logging
 
-from pipeline.asking import Answer, ask
+from pipeline.asking import ask
 from pipeline.batches import openings_of, with_openings
+from pipeline.kept_answers import Answer
 from pipeline.progress import Progress
 from pipeline.run import Context
 from pipeline.store import write_records

@@ -53,3 +53,17 @@ def test_a_block_s_own_questions_do_not_change_where_they_are_cut(grading):
     grading.grades(other)
     grading.continuations([Request(key="c", messages=grading.messages_of(alike[0]), begun="1")])
     assert grading.engine.openings == [["What is ", "What is "], ["What is "], ["What is "]]
+
+
+def test_what_a_killed_practice_was_told_is_read_from_its_logs(grading, tmp_path):
+    attempts = [attempt(p) for p in PRACTICE]
+    told = grading.grades(attempts)
+    asked = [Request(key="c", messages=grading.messages_of(attempts[0]), begun="1")]
+    said = grading.continuations(asked)
+    assert grading.tokens == 3 + 1
+    with Grading(TEACHER, OnPolicyOptions(method="aligned"), PRACTICE, tmp_path) as again:
+        assert again.tokens == 4
+        assert again.grades(attempts) == told
+        assert again.continuations(asked) == said
+        assert again._engine is None
+        assert again.tokens == 4

@@ -1,7 +1,14 @@
 import pytest
 
-from pipeline.asking import Answer
-from pipeline.store import AppendLog, read_records, record_line, write_file
+from pipeline.kept_answers import Answer, KeptAnswers
+from pipeline.store import (
+    AppendLog,
+    placed_records,
+    read_records,
+    record_at,
+    record_line,
+    write_file,
+)
 from serve.errors import DataError
 from serve.messages import Completion
 
@@ -37,6 +44,36 @@ def test_a_bad_line_is_named(tmp_path):
     path.write_text(record_line(answer("a")) + '{"key": "b"}\n')
     with pytest.raises(DataError, match=r"log\.jsonl line 2 is not a answer: completion"):
         list(read_records(path, Answer))
+
+
+def test_a_record_is_found_again_where_it_begins(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with AppendLog(path) as log:
+        places = [log.append([answer("a"), answer("b")]), log.append([answer("c")])]
+    assert [(place, a.key) for place, a in placed_records(path, Answer)] == [
+        (0, "a"),
+        (places[1] // 2, "b"),
+        (places[1], "c"),
+    ]
+    assert record_at(path, places[1], Answer) == answer("c")
+    with pytest.raises(DataError, match=r"log\.jsonl byte 3 is not a answer"):
+        record_at(path, 3, Answer)
+
+
+def test_kept_answers_are_read_from_their_file(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with KeptAnswers(path) as kept:
+        kept.add("a", answer("a").completion)
+        kept.add("a", answer("a").completion)  # answered again beside a neighbour
+    with KeptAnswers(path) as kept:
+        kept.add("b", answer("b").completion.model_copy(update={"completion_tokens": 5}))
+    assert (list(kept), len(kept), kept.tokens) == (["a", "b"], 2, 6)
+    assert kept["b"].completion_tokens == 5
+    assert "c" not in kept
+    with pytest.raises(KeyError):
+        kept["c"]
+    assert set(vars(kept)) == {"_log", "_places", "tokens"}
+    assert set(map(type, kept._places.values())) == {int}
 
 
 def test_write_file_replaces_whole(tmp_path):

@@ -15,6 +15,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from typing import Any
 from pipeline.batches import batches_of, shares_of
 from pipeline.scale_options import ScaleOptions
 from serve.engines.base import Engine
-from serve.errors import EngineError, RetortError, UsageError
+from serve.errors import EngineEnded, EngineError, RetortError, UsageError
 from serve.messages import Completion, Request
 
 log = logging.getLogger("retort")
@@ -31,6 +32,7 @@ log = logging.getLogger("retort")
 # One that waits at an actor is one that another, up a second later, does not get.
 SHARES_PER_ACTOR = 1
 REACHED_WITHIN_S = 10.0
+INIT_DEATHS = 3
 
 
 def spread(
@@ -48,17 +50,20 @@ def spread(
     left = set(missing)
     with _cluster(scale):
         while left:
-            before = len(left)
-            for key, completion in _one_pass(open_engine, requests, left, scale):
+            before, losses = len(left), list[str]()
+            for key, completion in _one_pass(open_engine, requests, left, scale, losses):
                 yield key, completion
                 left.discard(key)
+            why = f": {losses[-1]}" if losses else ""
             if len(left) == before:
                 raise EngineError(
-                    f"{before} requests were lost with their actors, and none was answered",
+                    f"{before} requests were lost with their actors, and none was answered{why}",
                     hint="see the cluster's own logs for why its processes end",
                 )
             if left:
-                log.warning("%d answers were lost with their actors, asking again", len(left))
+                log.warning(
+                    "%d answers were lost with their actors, asking again%s", len(left), why
+                )
 
 
 def _one_pass(
@@ -66,8 +71,10 @@ def _one_pass(
     requests: Sequence[Request],
     missing: Collection[str],
     scale: ScaleOptions,
+    losses: list[str],
 ) -> Iterator[tuple[str, Completion]]:
-    """Answers until no actor holds a share; those of lost actors are missing."""
+    """Answers until no actor holds a share; those of lost actors are missing, as are those of lost
+    engines, of which `losses` says how they ended."""
     import ray
 
     # No actor without work; cut from all requests, as `shares_of` does, not from what is missing.
@@ -90,14 +97,24 @@ def _one_pass(
             # A task that Ray repeats would write again what is here already.
             max_task_retries=0,
         )
-    for row in found.iter_rows():
-        if row["error"]:
-            raise EngineError(row["error"], hint=row["hint"] or None)
-        yield row["key"], Completion.model_validate_json(row["completion"])
+    try:
+        for row in found.iter_rows():
+            if row["lost"]:
+                losses.append(row["lost"])
+            elif row["error"]:
+                raise EngineError(row["error"], hint=row["hint"] or None)
+            else:
+                yield row["key"], Completion.model_validate_json(row["completion"])
+    except ray.exceptions.RayError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise EngineError(f"the Ray cluster gave up: {first}") from error
 
 
 class Answering:
-    """What an actor does: it opens the engine once and answers shares."""
+    """What an actor does: it opens the engine once and answers shares.
+
+    An engine whose process ended is opened again for the next share; the rest of this one is lost.
+    """
 
     def __init__(self, open_engine: Callable[[], Engine], folder: str) -> None:
         os.chdir(folder)  # paths in recipes are relative to where the run was started
@@ -113,12 +130,20 @@ class Answering:
             for batch in batches_of(self._engine, share, wanted):
                 for key, completion in self._engine.generate(batch):
                     yield _row(key=key, completion=completion.model_dump_json())
+        except EngineEnded as error:
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
+            yield _row(lost=str(error.args[0]))
         except RetortError as error:
             yield _row(error=str(error.args[0]), hint=error.hint or "")
+        except Exception as error:
+            # Ray would take it for a lost actor, and the share would be asked again and again.
+            yield _row(error=f"{type(error).__name__}: {error}")
 
 
 def _row(**given: str) -> dict[str, str]:
-    return {"key": "", "completion": "", "error": "", "hint": ""} | given
+    return {"key": "", "completion": "", "error": "", "hint": "", "lost": ""} | given
 
 
 @contextmanager
@@ -147,7 +172,8 @@ def _cluster(scale: ScaleOptions) -> Iterator[None]:
     try:
         for number, handler in handlers.items():  # Ray puts one of its own in place
             signal.signal(number, handler)
-        _settings(ray.data.DataContext.get_current())
+        _settings(ray.data.DataContext.get_current(), scale)
+        _check_room(ray.nodes(), scale)
         yield
     finally:
         ray.shutdown()
@@ -170,9 +196,24 @@ def _no_cluster(address: str | None, error: Exception) -> EngineError:
     )
 
 
-def _settings(context: Any) -> None:
+def _check_room(nodes: Sequence[dict[str, Any]], scale: ScaleOptions) -> None:
+    """Ray waits for ever, and in silence, for a node that an actor fits on."""
+    wanted = {"CPU": scale.cpus_per_actor, "GPU": scale.gpus_per_actor}
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    if any(all(node.get(k, 0) >= n for k, n in wanted.items()) for node in alive):
+        return
+    told = f"an actor wants {wanted['CPU']:g} processors and {wanted['GPU']:g} GPUs of one node"
+    most = ", ".join(f"{n.get('CPU', 0):g} and {n.get('GPU', 0):g}" for n in alive) or "none"
+    if scale.address is None:
+        raise EngineError(f"{told}, this machine has {most}")
+    print(f"warning: {told}, its nodes have {most}: waiting for another", file=sys.stderr)
+
+
+def _settings(context: Any, scale: ScaleOptions) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.target_max_block_size = 1  # a block an answer: it comes back when it is written
     context.max_errored_blocks = -1  # shares of lost actors, asked again
+    # Processes that crash while they start, in a row, of all that start at once.
+    context.max_consecutive_actor_init_deaths = INIT_DEATHS * scale.actors
     context.enable_progress_bars = False
     context.print_on_execution_start = False

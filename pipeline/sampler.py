@@ -14,7 +14,7 @@ from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions
 from pipeline.trainable import trainable
 from serve.engines.packed_linear import pack
-from serve.engines.transformers import TransformersEngine
+from serve.engines.transformers import TransformersEngine, rows_that_fit
 from serve.errors import DataError
 from serve.hardware import has_cuda, has_fast_bfloat16
 
@@ -28,12 +28,8 @@ def sampling_slots(gpu_bytes: int, config: Any, max_tokens: int) -> int:
 
     By the GPU's size, not by what is free: a resumed run answers in the same blocks.
     """
-    heads = int(config.num_attention_heads)
-    groups = int(getattr(config, "num_key_value_heads", None) or heads)
-    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    token_bytes = 4 * int(config.num_hidden_layers) * groups * head_size
-    room = SAMPLING_SHARE * gpu_bytes / (token_bytes * (PROMPT_TOKENS + max_tokens))
-    return max(1, min(SLOTS, int(room)))
+    room = rows_that_fit(SAMPLING_SHARE * gpu_bytes, config, PROMPT_TOKENS + max_tokens)
+    return min(SLOTS, room)
 
 
 class Sampler:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
 RUN_BYTES = 64 * 2**20
+# Of a process, 1,024 may be open on most systems.
+OPEN_FILES = 256
 
 Key = list[Any]
 
@@ -56,7 +58,24 @@ def _pairs(file: BinaryIO) -> Iterator[tuple[Key, bytes]]:
         yield json.loads(head), file.readline()
 
 
-def merged(paths: Iterable[Path], key_of: Callable[[bytes], Key]) -> Iterator[bytes]:
-    """The lines of files that are sorted themselves, in order."""
+def merged(
+    paths: Sequence[Path], key_of: Callable[[bytes], Key], scratch: Path, at_once: int = OPEN_FILES
+) -> Iterator[bytes]:
+    """The lines of files that are sorted themselves, in order, equal ones as their files come.
+
+    At most `at_once` are open: more are merged into files of `scratch` before.
+    """
+    rounds = 0
+    while len(paths) > at_once:
+        joined = []
+        for start in range(0, len(paths), at_once):
+            joined.append(scratch / f"merged-{rounds}-{start:06d}")
+            with joined[-1].open("wb") as file:
+                file.writelines(_merged(paths[start : start + at_once], key_of))
+        paths, rounds = joined, rounds + 1
+    yield from _merged(paths, key_of)
+
+
+def _merged(paths: Sequence[Path], key_of: Callable[[bytes], Key]) -> Iterator[bytes]:
     with ExitStack() as files:
         yield from heapq.merge(*(files.enter_context(p.open("rb")) for p in paths), key=key_of)

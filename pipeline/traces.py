@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from pydantic_core import from_json
 
@@ -65,10 +65,17 @@ class _Tally(NamedTuple):
 def export(root: Path, out: Path, kind: Format = "parquet", shard_mb: int = 256) -> Shards:
     """Write a run's traces as a folder of shards of about so many MB as a store writes them.
 
-    Raises UsageError where `out` is there already, DataError where the run has no traces.
+    Raises UsageError where `out` is there already, DataError where the run has no traces, BusyRun
+    while a run is at work there.
     """
     if out.exists():
         raise UsageError(f"{out} is there already", hint="name a new folder, or remove it")
+    recorded_recipe(root)  # a lock would make the folder of a run that is not there
+    with RunDir(root).locked():
+        return _export(root, out, kind, shard_mb)
+
+
+def _export(root: Path, out: Path, kind: Format, shard_mb: int) -> Shards:
     recipe, store = recorded_recipe(root), root / STORE
     cuts = cuts_of(store, shard_mb * MEGABYTE)
     if not cuts:
@@ -162,7 +169,7 @@ def bring(folder: Path, root: Path) -> int:
             known = [target] if target.exists() else []
             count = 0
             with replacing(target) as out:
-                for line in _once(merged([*known, *files], _key)):
+                for line in _once(merged([*known, *files], _key, scratch)):
                     out.write(line)
                     count += 1
         finally:
@@ -216,12 +223,22 @@ def _key(line: bytes) -> Key:
 
 
 def _once(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Each trace once. Raises DataError where one key stands for two traces."""
+    """Each trace once, whatever its verdict was: it is judged again where it is used.
+
+    Raises DataError where one key stands for two answers.
+    """
     for key, group in groupby(lines, key=_key):
-        same = set(group)
-        if len(same) > 1:
-            raise DataError(f"two different traces have the key {key[0]}")
-        yield same.pop()
+        first, *others = dict.fromkeys(group)
+        if any(_answer(line) != _answer(first) for line in others):
+            raise DataError(
+                f"two different answers have the key {key[0]}",
+                hint="drawn again, an answer of vLLM may differ: bring them into two runs",
+            )
+        yield first
+
+
+def _answer(line: bytes) -> dict[str, Any]:
+    return {name: value for name, value in from_json(line).items() if name != "verdict"}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@
     +-- DiskError .............. 4   a write, rename or fsync failed
     +-- EngineError ............ 5   a model cannot answer, or its budget is spent
     |   +-- CannotDo                 an engine without the verb that was asked of it
+    |   +-- EngineEnded              its process died or hung: another one may answer
     +-- TrainingDiverged ....... 6   NaN or infinite loss
     +-- UntrustedFile .......... 8   a file whose hash, format or template is refused
     +-- Interrupted ........... 130  Ctrl-C or SIGTERM; the run can be resumed
@@ -57,6 +58,10 @@ class EngineError(RetortError):
 
 
 class CannotDo(EngineError):
+    pass
+
+
+class EngineEnded(EngineError):
     pass
 
 

@@ -48,6 +48,10 @@ class BlockEngine(ABC):
     @abstractmethod
     def _decode(self, ids: Sequence[int]) -> str: ...
 
+    def _room(self, tokens: int) -> int:
+        """How many sequences of so many tokens there is memory for, at least one."""
+        return self.block
+
     def end_ids(self) -> tuple[int, ...]:
         return tuple(sorted(self._ends))
 
@@ -55,8 +59,10 @@ class BlockEngine(ABC):
         """Prompts of like length share a block, so that little is padded."""
         prompts = {r.key: self.request_ids(r) for r in requests}
         ordered = sorted(requests, key=lambda r: len(prompts[r.key]))
-        for start in range(0, len(ordered), self.block):
-            block = ordered[start : start + self.block]
+        longest = max((len(prompts[r.key]) + r.sampling.max_tokens for r in requests), default=1)
+        together = min(self.block, self._room(longest))
+        for start in range(0, len(ordered), together):
+            block = ordered[start : start + together]
             *_, answers = self._steps(block, [prompts[r.key] for r in block])
             yield from [(answer.request.key, answer.completion()) for answer in answers]
 

@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TextIO
 import numpy as np
 
 from serve.engines.base import Engine, LogitsTV
-from serve.errors import EngineError, RetortError
+from serve.errors import EngineEnded, EngineError, RetortError
 from serve.messages import Chunk, Completion, Grade, Message, Request, TokenScores
 
 PR_SET_PDEATHSIG = 1
@@ -174,14 +174,14 @@ class ChildEngine:
     def _ended(self) -> NoReturn:
         code = self._child.wait()
         if self._silent:
-            raise EngineError(
+            raise EngineEnded(
                 f"the process of engine {self.name} gave no sign for {self._silence_limit_s:g} s"
             )
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self._words.seek(0)
         lines = self._words.read().decode("utf-8", "replace").strip().splitlines()
         last = f": {lines[-1][:LAST_WORDS_CHARACTERS]}" if lines else ""
-        raise EngineError(f"the process of engine {self.name} ended with {how}{last}")
+        raise EngineEnded(f"the process of engine {self.name} ended with {how}{last}")
 
 
 def load_in_child(

@@ -29,6 +29,8 @@ from serve.errors import EngineError
 from serve.hardware import has_cuda, has_fast_bfloat16
 from serve.messages import Grade, Message, Request, TokenScores
 
+# Of a GPU's memory, what keys and values of answers may fill: weights and logits want the rest.
+CACHE_SHARE = 0.5
 # Logits of that many answers exist at a time.
 GRADED_TOGETHER = 8
 # The ids a prompt adds to what is shared, and those of its begun answer.
@@ -57,6 +59,18 @@ def load(
     model.to("cuda" if has_cuda() else "cpu")
     pack(model, exact=True)
     return TransformersEngine(model, tokenizer, path.name, slots, context_tokens, prefixes)
+
+
+def rows_that_fit(cache_bytes: float, config: Any, tokens: int) -> int:
+    """Sequences of so many tokens whose keys and values, of 16 bits, fit, at least one.
+
+    Layers that keep a window or a state only are counted as if they kept all.
+    """
+    heads = int(config.num_attention_heads)
+    groups = int(getattr(config, "num_key_value_heads", None) or heads)
+    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    token_bytes = 4 * int(config.num_hidden_layers) * groups * head_size
+    return max(1, int(cache_bytes / (token_bytes * tokens)))
 
 
 class TransformersEngine(BlockEngine):
@@ -99,6 +113,13 @@ class TransformersEngine(BlockEngine):
 
     def _rows(self, prompts: Sequence[list[int]], answer_tokens: int) -> Rows:
         return Block(self.model, prompts, self._pad)
+
+    def _room(self, tokens: int) -> int:
+        """By the GPU's size, not by what is free: a resumed run answers in the same blocks."""
+        if self.model.device.type != "cuda":
+            return self.block
+        whole_bytes = torch.cuda.get_device_properties(self.model.device).total_memory
+        return rows_that_fit(CACHE_SHARE * whole_bytes, self.model.config, tokens)
 
     def _encode(self, text: str) -> list[int]:
         return self._text.encode(text)

@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 from functools import partial
 
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -64,11 +65,11 @@ def over(cluster) -> Context:
 
 
 class Killing(Progress):
-    """Takes a node away when so many answers are there."""
+    """Calls `kill` when so many answers are there."""
 
-    def __init__(self, cluster, after: int) -> None:
+    def __init__(self, kill, after: int) -> None:
         super().__init__()
-        self.cluster, self.left = cluster, after
+        self.kill, self.left = kill, after
 
     @contextmanager
     def bar(self, label, total):
@@ -79,7 +80,7 @@ class Killing(Progress):
                 advance(count)
                 self.left -= count
                 if self.left == 0:
-                    self.cluster.remove_node(self.cluster.second, allow_graceful=False)
+                    self.kill()
 
             shown.advance = counted
             yield shown
@@ -89,11 +90,33 @@ def test_a_lost_node_costs_what_it_was_answering_and_nothing_is_doubled(
     cluster, open_student, unspread, tmp_path
 ):
     log = tmp_path / "answers.jsonl"
-    killing = Killing(cluster, after=20)
+    killing = Killing(lambda: cluster.remove_node(cluster.second, allow_graceful=False), after=20)
     context = Context(0, killing, scale=over(cluster).scale)
     assert ask(open_student, REQUESTS, log, "two actors", context) == unspread
     assert killing.left == 20 - len(REQUESTS)
     assert sorted(a.key for a in read_records(log, Answer)) == [r.key for r in REQUESTS]
+
+
+def test_a_lost_engine_is_opened_again_by_its_actor(cluster, open_student, unspread, tmp_path):
+    log = tmp_path / "answers.jsonl"
+
+    def kill_an_engine():
+        running = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"]]
+        engines = [p for p in running if "serve.engines.child" in p.info["cmdline"]]
+        assert len(engines) == 2
+        engines[0].kill()
+
+    context = Context(0, Killing(kill_an_engine, after=10), scale=over(cluster).scale)
+    assert ask(open_student, REQUESTS, log, "two actors", context) == unspread
+    assert sorted(a.key for a in read_records(log, Answer)) == [r.key for r in REQUESTS]
+
+
+def test_a_machine_that_no_actor_fits_on_is_said(open_student, tmp_path):
+    scale = ScaleOptions(executor="ray", actors=1, gpus_per_actor=64)
+    context = Context(0, Progress(), scale=scale)
+    wanted = "an actor wants 1 processors and 64 GPUs of one node, this machine has"
+    with pytest.raises(EngineError, match=wanted):
+        ask(open_student, REQUESTS, tmp_path / "answers.jsonl", "an actor", context)
 
 
 def test_the_reason_an_engine_cannot_answer_reaches_the_user(cluster, tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 
 import datasets
 import pyarrow as pa
@@ -14,10 +15,12 @@ from pipeline import traces
 from pipeline.imported import IMPORTED, Imported
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Problem
+from pipeline.run import RunDir
+from pipeline.sorted_runs import merged
 from pipeline.store import read_records, write_json, write_records
 from pipeline.tasks.judge import Judge
 from pipeline.trace_rows import COLUMNS, row_of
-from serve.errors import DataError, UntrustedFile, UsageError
+from serve.errors import BusyRun, DataError, UntrustedFile, UsageError
 from tests.unit.pipeline import seeded_traces
 
 
@@ -234,10 +237,37 @@ def test_exports_add_up_and_one_key_is_one_trace(tmp_path):
     before = (tmp_path / "new" / IMPORTED).read_bytes()
     other = made[7].model_copy(update={"model": "another teacher"})
     traces.export(run_with(tmp_path / "run-c", [other]), tmp_path / "c")
-    with pytest.raises(DataError, match=f"two different traces have the key {other.key}"):
+    with pytest.raises(DataError, match=f"two different answers have the key {other.key}"):
         traces.bring(tmp_path / "c", tmp_path / "new")
+    verdict = made[7].verdict.model_copy(update={"verifier": "of another release"})
+    again = made[7].model_copy(update={"verdict": verdict})
+    traces.export(run_with(tmp_path / "run-d", [again]), tmp_path / "d")
+    assert traces.bring(tmp_path / "d", tmp_path / "new") == 60
     assert (tmp_path / "new" / IMPORTED).read_bytes() == before
     assert files(tmp_path / "new") == [IMPORTED, "run.lock"]
+
+
+def test_more_files_than_may_be_open_are_merged_in_rounds(tmp_path):
+    rng = random.Random(0)
+    lines = [b'{"key": "%05d"}\n' % number for number in range(500)]
+    shares = [[] for _ in range(37)]
+    for line in lines:
+        rng.choice(shares).append(line)
+    paths = [tmp_path / f"{n:02}" for n in range(37)]
+    for path, share in zip(paths, shares, strict=True):
+        path.write_bytes(b"".join(share))
+    assert list(merged(paths, traces._key, tmp_path, at_once=3)) == lines
+    # 37 files in thirteen, in five, in two.
+    assert len(list(tmp_path.glob("merged-*"))) == 13 + 5 + 2
+
+
+def test_a_run_that_is_at_work_or_not_there_is_not_exported(tmp_path):
+    run = run_with(tmp_path / "run", seeded_traces.traces(3))
+    with RunDir(run).locked(), pytest.raises(BusyRun):
+        traces.export(run, tmp_path / "out")
+    with pytest.raises(DataError):
+        traces.export(tmp_path / "none", tmp_path / "out")
+    assert files(tmp_path) == ["run"]
 
 
 def test_imported_traces_answer_what_would_be_asked_and_are_judged_again(tmp_path):

@@ -1,0 +1,81 @@
+"""What an actor says of its shares, without a cluster around it."""
+
+import json
+
+import pytest
+
+from pipeline.actors import Answering, _check_room
+from pipeline.scale_options import ScaleOptions
+from serve.errors import EngineEnded, EngineError
+from serve.messages import Completion, Message, Request
+
+DONE = Completion(text="4", finish="stop", prompt_tokens=1, completion_tokens=1)
+
+
+class Failing:
+    """Answers one request, then raises `error`, if any."""
+
+    name, batch_invariant, block = "failing", True, 1
+
+    def __init__(self, error):
+        self.error, self.closed = error, False
+
+    def generate(self, requests):
+        for request in requests:
+            yield request.key, DONE
+            if self.error:
+                raise self.error
+
+    def close(self):
+        self.closed = True
+
+
+def share(*keys):
+    turns = (Message(role="user", content="2 + 2"),)
+    requests = [Request(key=key, messages=turns).model_dump(mode="json") for key in keys]
+    return {"share": json.dumps(requests), "wanted": list(keys)}
+
+
+def said(actor, *keys):
+    rows = list(actor(share(*keys)))
+    return [{k: v for k, v in row.items() if v and k != "completion"} for row in rows]
+
+
+def test_an_engine_whose_process_ended_is_opened_again_for_the_next_share(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended, well = Failing(EngineEnded("ended with signal SIGKILL")), Failing(None)
+    engines = iter([ended, well])
+    actor = Answering(lambda: next(engines), str(tmp_path))
+    assert said(actor, "a", "b") == [{"key": "a"}, {"lost": "ended with signal SIGKILL"}]
+    assert ended.closed
+    assert said(actor, "c", "d") == [{"key": "c"}, {"key": "d"}]
+
+
+@pytest.mark.parametrize(
+    ("error", "row"),
+    [
+        (EngineError("no", hint="try"), {"error": "no", "hint": "try"}),
+        (MemoryError("of the GPU"), {"error": "MemoryError: of the GPU"}),
+    ],
+)
+def test_what_another_engine_would_meet_too_ends_the_run(error, row, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said(Answering(lambda: Failing(error), str(tmp_path)), "a") == [{"key": "a"}, row]
+
+
+def node(alive, **resources):
+    return {"Alive": alive, "Resources": resources}
+
+
+def test_a_cluster_without_room_is_refused_here_and_told_of_elsewhere(capsys):
+    nodes = [node(True, CPU=8.0, GPU=1.0), node(True, CPU=2.0), node(False, CPU=64.0, GPU=8.0)]
+    wanted = ScaleOptions(executor="ray", gpus_per_actor=2)
+    with pytest.raises(EngineError, match="2 GPUs of one node, this machine has 8 and 1"):
+        _check_room(nodes, wanted)
+    _check_room(nodes, wanted.model_copy(update={"address": "auto"}))
+    assert capsys.readouterr().err == (
+        "warning: an actor wants 1 processors and 2 GPUs of one node, its nodes have 8 and 1, "
+        "2 and 0: waiting for another\n"
+    )
+    _check_room(nodes, wanted.model_copy(update={"gpus_per_actor": 1}))
+    assert capsys.readouterr().err == ""

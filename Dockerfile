@@ -3,8 +3,10 @@
 #   docker run --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 -e RETORT_API_KEY=... \
 #       -v "$PWD/runs/default/10-bundle:/bundle:ro" retort-edge
 # A run on an NVIDIA GPU:
-#   docker build --target train -t retort-train .
-#   docker run --gpus all -v "$PWD/runs:/retort/runs" retort-train default
+#   docker build --target train --build-arg USER_ID="$(id -u)" -t retort-train .
+#   mkdir -p runs ~/.cache/huggingface
+#   docker run --gpus all --ipc=host -v "$PWD/runs:/retort/runs" \
+#       -v "$HOME/.cache/huggingface:/home/retort/.cache/huggingface" retort-train default
 
 FROM python:3.11-bookworm AS build
 # For any x86-64 with AVX2; `--build-arg LLAMA_FLAGS="$(sh scripts/llama_flags.sh)"` for this one.
@@ -32,7 +34,9 @@ CMD ["/bundle", "--host", "0.0.0.0"]
 
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04 AS train
 RUN apt-get update && apt-get install --yes --no-install-recommends build-essential cmake git python3-dev python3-venv && rm -rf /var/lib/apt/lists/*
-RUN useradd --create-home retort && install --directory --owner retort /retort
+# The mounted folders belong to whoever runs the container, and the image's own user has 1000.
+ARG USER_ID=1000
+RUN userdel --remove ubuntu && useradd --create-home --uid "$USER_ID" retort && install --directory --owner retort /retort
 USER retort
 WORKDIR /retort
 COPY --chown=retort . .

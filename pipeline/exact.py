@@ -124,9 +124,8 @@ class Exact:
 
         from pipeline.exact_attempts import Practice
         from pipeline.exact_trainer import build_trainer, exact_config
-        from pipeline.forecast_memory import PRACTICE_KEPT_SHARE
+        from pipeline.forecast_memory import PRACTICE_KEPT_SHARE, PROMPT_TOKENS
         from pipeline.processors import one_gpu
-        from pipeline.sampler import PROMPT_TOKENS
         from pipeline.trainable import layers_again, trainable, untouched
 
         tokenizer, other = (

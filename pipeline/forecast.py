@@ -8,6 +8,7 @@ answers are as long as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,6 +30,10 @@ CORE_SHARE = 0.4
 ANSWERED, KEPT, GRADED = 0.35, 0.7, 0.5
 QUESTION_TOKENS = 60
 HOUR_S = 3600.0
+# A layer of a model that transformers runs token by token: 30 to 40 ms of 30 layers on an H200,
+# whatever the rows (docs/performance.md). Of one in vLLM's graphs, and what vLLM takes to read
+# other weights: guesses, not measured here.
+LAYER_S, GRAPH_LAYER_S, RELOAD_S = 1.1e-3, 1.5e-4, 10.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,9 @@ def forecast(recipe: Recipe) -> list[str]:
     work = work_of(recipe)
     lines = list(lines_of(work))
     weights = work.student.parameters
-    disk_gb = forecast_memory.disk_gb(recipe, weights, work.answers, work.answer_tokens)
+    disk_gb = forecast_memory.disk_gb(
+        recipe, weights, work.answers, work.answer_tokens, _graded_tokens(recipe)
+    )
     return [
         _head(recipe),
         *(_shown(work, line) for line in lines),
@@ -125,10 +132,9 @@ def _practice(work: Work) -> Line:
     spread = options.method == "exact" and recipe.training.spread
     devices = recipe.training.processes if spread else 1
     attempts = options.blocks * options.block_attempts
-    tokens = attempts * ANSWERED * options.max_tokens
-    graded = tokens * (1.0 if options.learn_from == "all" else GRADED)
+    tokens, graded = attempts * ANSWERED * options.max_tokens, _graded_tokens(recipe)
     student, teacher = work.student.multiplied, work.teacher.multiplied
-    seconds = FORWARD * student * tokens / _rate(recipe, devices, DECODING)
+    seconds = _attempted_s(work, devices)
     seconds += TRAINING * student * tokens * options.passes / _rate(recipe, devices, LEARNING)
     if recipe.teacher.engine != "http":
         answering = devices if spread else recipe.teacher.tensor_parallel
@@ -136,9 +142,56 @@ def _practice(work: Work) -> Line:
         if options.continuations:
             seconds += FORWARD * teacher * graded / 2 / _rate(recipe, answering, DECODING)
         devices = max(devices, answering)
+    devices = max(devices, *(1 + number for number in recipe.training.sampler_gpus), 1)
     memory = forecast_memory.practising(recipe, work.student, work.teacher)
     what = f"{attempts:,} attempts, {tokens / 1e6:,.1f} M tokens"
     return Line("05-on-policy", what, seconds, devices, memory=memory)
+
+
+def _graded_tokens(recipe: Recipe) -> float:
+    options = recipe.on_policy
+    if options.method in ("none", "exact"):
+        return 0.0
+    tokens = options.blocks * options.block_attempts * ANSWERED * options.max_tokens
+    return tokens * (1.0 if options.learn_from == "all" else GRADED)
+
+
+def _attempted_s(work: Work, devices: int) -> float:
+    recipe, options = work.recipe, work.recipe.on_policy
+    share, most = forecast_memory.SAMPLING_SHARE, forecast_memory.ATTEMPT_SLOTS
+    if recipe.training.sampler == "vllm" and options.method != "exact":
+        # As long as answers are: others take the places of those that ended.
+        length = ANSWERED * options.max_tokens
+        share = recipe.training.sampler_memory_share
+        share -= (
+            work.student.weights_bytes / forecast_memory.GIB / forecast_memory.limit_gib(recipe)
+        )
+        usual = int(QUESTION_TOKENS + length)
+        rows = forecast_memory.rows_at_a_time(recipe, work.student, max(0.0, share), usual, most)
+        rows *= max(1, len(recipe.training.sampler_gpus))
+        steps = options.blocks * options.block_attempts * length / rows
+        return steps * _step_s(work, GRAPH_LAYER_S) + options.blocks * RELOAD_S
+    longest = forecast_memory.PROMPT_TOKENS + options.max_tokens
+    rows = forecast_memory.rows_at_a_time(recipe, work.student, share, longest, most)
+    each = math.ceil(options.block_attempts / devices)
+    return options.blocks * _in_blocks_s(work, each, rows, options.max_tokens)
+
+
+def _in_blocks_s(work: Work, answers: int, rows: int, limit: int) -> float:
+    """Seconds of answers that transformers writes, so many at a time: a block is as long as its
+    longest, which of many is at the limit; a token of all of them takes its layers' launches."""
+    recipe, student = work.recipe, work.student
+    if not work.on_gpus:
+        written = FORWARD * student.multiplied * answers * ANSWERED * limit
+        return written / _rate(recipe, 1, DECODING)
+    return math.ceil(answers / rows) * limit * _step_s(work, LAYER_S)
+
+
+def _step_s(work: Work, layer_s: float) -> float:
+    """Of one token for all rows of the student on a GPU."""
+    student, bandwidth = work.student, work.recipe.hardware.gpu_gb_per_s or math.inf
+    layers = student.shape.layers if student.shape else 0
+    return max(layer_s * layers, student.weights_bytes / 1e9 / bandwidth)
 
 
 def _examination(work: Work) -> Iterator[Line]:
@@ -149,7 +202,13 @@ def _examination(work: Work) -> Iterator[Line]:
     length = ANSWERED * options.max_tokens
     rungs = 2 + (recipe.on_policy.method != "none")
     devices = _student_devices(recipe)
-    seconds = rungs * _answered_s(work, work.student, answers, length, devices, None)
+    longest = QUESTION_TOKENS + options.max_tokens
+    share, most = forecast_memory.CACHE_SHARE, 2 * options.slots
+    rows = forecast_memory.rows_at_a_time(recipe, work.student, share, longest, most)
+    seconds = rungs * _in_blocks_s(work, math.ceil(answers / devices), rows, options.max_tokens)
+    if not work.on_gpus:
+        asked = FORWARD * work.student.multiplied * answers * QUESTION_TOKENS
+        seconds += rungs * asked / _rate(recipe, devices, READING)
     if recipe.teacher.engine != "http":
         memory = forecast_memory.answering(recipe, work.teacher)
         seconds += _answered_s(
@@ -167,17 +226,18 @@ def _examination(work: Work) -> Iterator[Line]:
 
 
 def _answered_s(
-    work: Work, model: Model, answers: int, length: float, devices: int, memory: Memory | None
+    work: Work, model: Model, answers: int, length: float, devices: int, memory: Memory
 ) -> float:
-    """Seconds of so many answers: operations, or the weights read once a step, if that is more."""
+    """Seconds of so many answers of the teacher: operations, or the weights read once a step, if
+    that is more."""
     recipe = work.recipe
     written = FORWARD * model.multiplied * answers * length / _rate(recipe, devices, DECODING)
     read = FORWARD * model.multiplied * answers * QUESTION_TOKENS / _rate(recipe, devices, READING)
     bandwidth = recipe.hardware.gpu_gb_per_s
     if not work.on_gpus or not bandwidth:
         return written + read
-    together = recipe.teacher.slots if memory else recipe.evaluate.slots
-    if memory and memory.sequences:
+    together = recipe.teacher.slots
+    if memory.sequences:
         # A sequence is half-way on average, and as long as answers are.
         usual = recipe.teacher.context_tokens / (QUESTION_TOKENS + length / 2)
         together = min(together, max(1, int(memory.sequences * usual)))

@@ -23,11 +23,18 @@ KEPT_BYTES, INPUT_BYTES = 60, 2
 KEPT_SHARE, PRACTICE_KEPT_SHARE = 0.4, 0.2
 # Logits of TRL's own loss in bfloat16 and again in float32; this project's loss holds 256 rows.
 LOGIT_BYTES, LOGIT_ROWS = 6, 256
+# Of one listed token of a graded place in practice's log (652 of 24).
+GRADE_BYTES = 27
 # CUDA's own context, kernels' scratch space.
 RUNTIME_GIB = 1.5
 # The copy of the student that writes the attempts (on a processor at most float32, with packed
 # weights beside it), and what their keys and values may fill.
 COPY_BYTES, PROCESSOR_COPY_BYTES, SAMPLING_SHARE = 2, 6, 0.1
+# Attempts at a time at most, and what their prompts are counted as.
+ATTEMPT_SLOTS, PROMPT_TOKENS = 128, 256
+# Of a GPU's memory, what keys and values of a student's evaluated answers may fill
+# (`serve/engines/transformers.py`).
+CACHE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -102,14 +109,26 @@ def practising(recipe: Recipe, student: Model, teacher: Model) -> Memory:
         tokens = options.batch_lessons * options.max_tokens
     copy_bytes = COPY_BYTES if recipe.hardware.gpus else PROCESSOR_COPY_BYTES
     wanted_gib = states_gib + copy_bytes * student.parameters / GIB + _runtime_gib(recipe)
-    sampling_gib = SAMPLING_SHARE * limit_gib(recipe) if recipe.hardware.gpus else 0.0
+    vllm = plan.sampler == "vllm" and options.method != "exact"
+    vllm_share = 0.0 if plan.sampler_gpus else plan.sampler_memory_share
+    share = vllm_share if vllm else SAMPLING_SHARE
+    sampling_gib = share * limit_gib(recipe) if recipe.hardware.gpus else 0.0
     kept_gib = _activations_gib(recipe, student, tokens, LOGIT_ROWS, PRACTICE_KEPT_SHARE)
-    wanted_gib += max(sampling_gib, kept_gib)
+    # vLLM keeps what it has; the copy's keys and values go before the updates.
+    wanted_gib += sampling_gib + kept_gib if vllm else max(sampling_gib, kept_gib)
     if recipe.teacher.engine == "vllm":
         wanted_gib += limit_gib(recipe) * recipe.teacher.practice_memory_share
     elif recipe.teacher.engine != "http":
         wanted_gib += teacher.weights_bytes / GIB
     return Memory(wanted_gib, limit_gib(recipe))
+
+
+def rows_at_a_time(recipe: Recipe, student: Model, share: float, tokens: int, most: int) -> int:
+    """Sequences of so many tokens that a share of a GPU has room for, as the engine counts them."""
+    if student.shape is None or not recipe.hardware.gpus:
+        return most
+    room = share * limit_gib(recipe) * GIB / (student.shape.kv_bytes() * tokens)
+    return max(1, min(most, int(room)))
 
 
 def _activations_gib(
@@ -148,11 +167,19 @@ def _runtime_gib(recipe: Recipe) -> float:
     return RUNTIME_GIB if recipe.hardware.gpus else 0.0
 
 
-def disk_gb(recipe: Recipe, weights: int, answers: int = 0, answer_tokens: float = 0.0) -> float:
-    """At most, while it runs: states to resume from, checkpoints, files, and the traces' text."""
+def disk_gb(
+    recipe: Recipe,
+    weights: int,
+    answers: int = 0,
+    answer_tokens: float = 0.0,
+    graded_tokens: float = 0.0,
+) -> float:
+    """At most, while it runs: states to resume from, checkpoints, files, the traces' text, and
+    grades."""
     files = len(recipe.gguf.types) + len(recipe.gguf.bits) + len(recipe.onnx.precisions)
     practising = recipe.on_policy.method != "none"
     states = 12 * weights * (1 + practising)
     # Four bytes a token, and ids beside them; answered, judged, kept, made into examples.
     text = 4 * 10 * answers * answer_tokens
-    return (states + (2 + files) * 2 * weights + text) / 1e9
+    grades = GRADE_BYTES * recipe.on_policy.top_tokens * graded_tokens
+    return (states + (2 + files) * 2 * weights + text + grades) / 1e9

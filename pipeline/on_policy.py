@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -133,10 +134,10 @@ def _graded(
     out: Path,
     context: Context,
 ) -> dict[str, Any]:
-    from pipeline.forecast_memory import PRACTICE_KEPT_SHARE
+    from pipeline.forecast_memory import PRACTICE_KEPT_SHARE, PROMPT_TOKENS
     from pipeline.grading import Grading
     from pipeline.refiner import Refiner
-    from pipeline.sampler import PROMPT_TOKENS, Sampler
+    from pipeline.sampler import Sampler
     from pipeline.trainable import layers_again
 
     teacher, student, _ = config
@@ -144,15 +145,17 @@ def _graded(
     tokens = options.batch_lessons * (PROMPT_TOKENS + options.max_tokens)
     said = context.training.gradient_checkpointing
     again = layers_again(said, checkpoint, tokens, PRACTICE_KEPT_SHARE)
-    sampler = Sampler(checkpoint, student, options.max_tokens, again)
+    handed = scratch / "handed"
+    sampler = Sampler(checkpoint, student, options.max_tokens, again, context.training, handed)
     replay = replayed(list(read_records(checkpoint / "examples.jsonl", Example)), sampler.tokenizer)
-    with Judge() as judge, Grading(teacher, options, practice, scratch) as grading:
+    asked = Grading(teacher, options, practice, scratch)
+    with closing(sampler), Judge() as judge, asked as grading:
         refiner = Refiner(
             sampler, grading, judge, teacher, student, options, replay, held_out, scratch, context
         )
         rows = refiner.run(practice)
         graded_tokens = grading.tokens
-    sampler.save(out)
+        sampler.save(out)
     write_file(out / "attempts.jsonl", (scratch / "attempts.jsonl").read_bytes())
     attempts = read_records(out / "attempts.jsonl", Attempt)
     write_records(out / OWN_ANSWERS, own_answers(attempts, student))

@@ -124,9 +124,8 @@ class Refiner:
         if len(self._known[block]) < wanted:  # a power loss may have left a part of them
             known = {attempt.key for attempt in self._known[block]}
             with self._timed("sampling", one_heap=True):
-                self.sampler.refresh()
                 self._known[block] = sample_attempts(
-                    self.sampler.engine,
+                    self.sampler.answering(),
                     self._judge,
                     problems,
                     self._student,

@@ -1,4 +1,9 @@
-"""The student in practice: float32 weights that are trained, and a fast copy that answers."""
+"""The student in practice: float32 weights that are trained, and a fast copy that answers.
+
+Attempts come from that copy, or from vLLM beside it (`training.sampler`), which takes the weights
+anew for every block. What vLLM draws depends on the company of a request: an attempt that a kill
+lost may be another one when it is drawn again.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +14,22 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.forecast_memory import ATTEMPT_SLOTS, PROMPT_TOKENS, SAMPLING_SHARE
 from pipeline.head_loss import has_plain_head
 from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions
 from pipeline.trainable import trainable
+from pipeline.training_options import TrainingOptions
+from serve.engines.base import Engine
+from serve.engines.child import ChildEngine
+from serve.engines.copies import Copies
 from serve.engines.packed_linear import pack
 from serve.engines.transformers import TransformersEngine, rows_that_fit
+from serve.engines.vllm_process import names_of_gpus, open_one, vllm_python
 from serve.errors import DataError
 from serve.hardware import has_cuda, has_fast_bfloat16
 
-SLOTS, CONTEXT_TOKENS = 128, 1024
-# Of a GPU's memory, what attempts may fill while weights, gradients and moments lie there.
-SAMPLING_SHARE, PROMPT_TOKENS = 0.1, 256
+CONTEXT_TOKENS = 1024
 
 
 def sampling_slots(gpu_bytes: int, config: Any, max_tokens: int) -> int:
@@ -29,7 +38,7 @@ def sampling_slots(gpu_bytes: int, config: Any, max_tokens: int) -> int:
     By the GPU's size, not by what is free: a resumed run answers in the same blocks.
     """
     room = rows_that_fit(SAMPLING_SHARE * gpu_bytes, config, PROMPT_TOKENS + max_tokens)
-    return min(SLOTS, room)
+    return min(ATTEMPT_SLOTS, room)
 
 
 class Sampler:
@@ -41,8 +50,17 @@ class Sampler:
         student: StudentOptions,
         max_tokens: int,
         recompute: bool = False,
+        training: TrainingOptions = TrainingOptions(),  # noqa: B008 frozen
+        handed: Path = Path("handed"),
     ) -> None:
-        """`recompute`: layers are computed again on the way back."""
+        """`recompute`: layers are computed again on the way back. `handed`: a folder for weights on
+        their way to vLLM."""
+        if training.sampler == "vllm":
+            vllm_python()  # refused before anything is loaded
+        self._training = training
+        # vLLM's copies, opened when first asked.
+        self._beside: list[ChildEngine] = []
+        self._handed = handed
         self.checkpoint, self._student = checkpoint, student
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         self.model = trainable(checkpoint)
@@ -59,8 +77,8 @@ class Sampler:
         copy = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
         copy.to(self.model.device)
         pack(copy, exact=False)
-        context = max(CONTEXT_TOKENS, 2 * max_tokens)
-        slots = SLOTS
+        context = self._context_tokens = max(CONTEXT_TOKENS, 2 * max_tokens)
+        slots = ATTEMPT_SLOTS
         if has_cuda():
             memory = torch.cuda.get_device_properties(self.model.device).total_memory
             slots = sampling_slots(memory, copy.config, max_tokens)
@@ -75,6 +93,41 @@ class Sampler:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return ids
+
+    def answering(self) -> Engine:
+        """What writes attempts, with the weights as they are now."""
+        self.refresh()
+        if self._training.sampler == "transformers":
+            return self.engine
+        self.engine.model.save_pretrained(self._handed)
+        self.tokenizer.save_pretrained(self._handed)
+        for copy in self._beside:
+            copy.reload(self._handed)
+        if not self._beside:
+            self._open_beside()
+        return self._beside[0] if len(self._beside) == 1 else Copies(self._beside)
+
+    def _open_beside(self) -> None:
+        plan = self._training
+        seen: list[dict[str, str]] = [
+            {"CUDA_VISIBLE_DEVICES": name} for name in names_of_gpus(plan.sampler_gpus)
+        ]
+        self._beside = [
+            open_one(
+                self._handed,
+                ATTEMPT_SLOTS,
+                self._context_tokens,
+                memory_share=plan.sampler_memory_share,
+                seen=gpus,
+            )
+            for gpus in seen or [{}]
+        ]
+        for copy in self._beside:
+            copy.ready()
+
+    def close(self) -> None:
+        for copy in self._beside:
+            copy.close()
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -51,6 +51,17 @@ class TrainingOptions(Record):
         description="layers are computed again on the way back; unsaid: where keeping them would "
         "fill much of a GPU",
     )
+    sampler: Literal["transformers", "vllm"] = Field(
+        "transformers",
+        description="practice, not exact: what writes the student's attempts; vllm, beside the "
+        "training, writes them several times as fast on a GPU",
+    )
+    sampler_gpus: tuple[int, ...] = Field(
+        (), description="sampler vllm: GPUs by number, a copy on each; unsaid: where it trains"
+    )
+    sampler_memory_share: float = Field(
+        0.15, gt=0.0, le=0.95, description="sampler vllm: of the memory of its GPU"
+    )
     report_to: tuple[Tracker, ...] = Field((), description="where every step's numbers go as well")
 
     @model_validator(mode="after")

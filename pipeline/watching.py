@@ -88,12 +88,11 @@ class Watching:
 
     def _fresh_look(self) -> Look:
         sampler = self._sampler
-        sampler.refresh()
         options = self._options.model_copy(
             update={"samples": self._options.watch_samples, "temperature": TEMPERATURE}
         )
         answers = sample_attempts(
-            sampler.engine, self._judge, self._held_out, self._student, options, 0, -1
+            sampler.answering(), self._judge, self._held_out, self._student, options, 0, -1
         )
         prompts = [sampler.prompt_ids(a.problem.question) for a in answers]
         return look_at(answers, mean_entropy_nats(sampler.engine, answers, prompts))

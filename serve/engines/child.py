@@ -112,6 +112,11 @@ class ChildEngine:
             result: LogitsTV = np.load(path)
             return result
 
+    def reload(self, path: Path) -> None:
+        """Answer with another checkpoint's weights, where the engine can (vLLM)."""
+        self._send("reload", path=str(path))
+        self._read()
+
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         self._send("prompt_ids", messages=[m.model_dump() for m in messages])
         return [int(i) for i in self._read()["ids"]]
@@ -239,6 +244,9 @@ def _serve(engine: Engine, asked: dict[str, Any], reply: Any) -> None:
         reply(pieces=[None if p is None else p.decode("latin-1") for p in pieces])
     elif verb == "logits":
         np.save(asked["path"], engine.logits(asked["ids"]))
+        reply(done=True)
+    elif verb == "reload" and hasattr(engine, "reload"):
+        engine.reload(Path(asked["path"]))
         reply(done=True)
     elif verb == "prompt_ids":
         reply(ids=engine.prompt_ids(messages))

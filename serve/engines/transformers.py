@@ -29,7 +29,8 @@ from serve.errors import EngineError
 from serve.hardware import has_cuda, has_fast_bfloat16
 from serve.messages import Grade, Message, Request, TokenScores
 
-# Of a GPU's memory, what keys and values of answers may fill: weights and logits want the rest.
+# Of a GPU's memory, what keys and values of answers may fill: weights and logits want the rest
+# (`pipeline/forecast_memory.py` counts with it too).
 CACHE_SHARE = 0.5
 # Logits of that many answers exist at a time.
 GRADED_TOGETHER = 8

@@ -138,6 +138,14 @@ class VllmEngine:
     def logits(self, ids: Sequence[int]) -> LogitsTV:
         self._cannot("give logits")
 
+    def reload(self, path: Path) -> None:
+        """Answer with the weights of another checkpoint of the same shape. Raises EngineError."""
+        try:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise EngineError(f"checkpoint {path} does not load in vLLM: {error}") from error
+        self._llm.reset_prefix_cache()
+
     def close(self) -> None:
         self._llm = None
 

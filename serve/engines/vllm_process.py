@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 
 from serve.engines.base import Engine
 from serve.engines.child import ChildEngine
@@ -42,16 +43,8 @@ def open_vllm(
 
     Raises UsageError where vLLM is not installed, EngineError when a copy does not come up.
     """
-    options = {
-        "path": path,
-        "slots": slots,
-        "context_tokens": context_tokens,
-        "tensor_parallel": tensor_parallel,
-        "memory_share": memory_share,
-    }
-    python, own = vllm_python()
     children = [
-        ChildEngine("vllm", options, python=python, environment=own | seen)
+        open_one(path, slots, context_tokens, tensor_parallel, memory_share, seen)
         for seen in _gpus_of_copies(tensor_parallel, data_parallel)
     ]
     try:
@@ -61,6 +54,26 @@ def open_vllm(
             child.close()
         raise
     return ready[0] if len(ready) == 1 else Copies(ready)
+
+
+def open_one(
+    path: Path,
+    slots: int,
+    context_tokens: int,
+    tensor_parallel: int = 1,
+    memory_share: float = 0.9,
+    seen: Mapping[str, str] = MappingProxyType({}),
+) -> ChildEngine:
+    """One of them, to be asked once it is `ready`; `seen` says which GPUs it may use."""
+    options = {
+        "path": path,
+        "slots": slots,
+        "context_tokens": context_tokens,
+        "tensor_parallel": tensor_parallel,
+        "memory_share": memory_share,
+    }
+    python, own = vllm_python()
+    return ChildEngine("vllm", options, python=python, environment=own | dict(seen))
 
 
 def vllm_python() -> tuple[str, dict[str, str]]:
@@ -84,16 +97,20 @@ def _gpus_of_copies(tensor_parallel: int, data_parallel: int) -> Sequence[dict[s
     """What each copy may see: one sees everything, several `tensor_parallel` GPUs each."""
     if data_parallel == 1:
         return [{}]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = tensor_parallel * data_parallel
-    if visible is None:
-        names = [str(i) for i in range(wanted)]
-    else:
-        names = [name for name in visible.split(",") if name]
-    if len(names) < wanted:
-        raise UsageError(
-            f"{data_parallel} copies over {tensor_parallel} GPUs each need {wanted} GPUs: "
-            f"CUDA_VISIBLE_DEVICES names {len(names)}"
-        )
+    names = names_of_gpus(range(wanted))
     shares = [names[i : i + tensor_parallel] for i in range(0, wanted, tensor_parallel)]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
+
+
+def names_of_gpus(numbers: Sequence[int]) -> list[str]:
+    """As a process is told of them that may see some alone. Raises UsageError for one too many."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or not numbers:
+        return [str(number) for number in numbers]
+    names = [name for name in visible.split(",") if name]
+    if max(numbers) >= len(names):
+        raise UsageError(
+            f"{max(numbers) + 1} GPUs are wanted: CUDA_VISIBLE_DEVICES names {len(names)}"
+        )
+    return [names[number] for number in numbers]

@@ -74,7 +74,7 @@ def test_copies_share_out_the_gpus_that_are_visible(monkeypatch):
         {"CUDA_VISIBLE_DEVICES": "4,5"},
         {"CUDA_VISIBLE_DEVICES": "6,7"},
     ]
-    with pytest.raises(UsageError, match=r"4 copies over 2 GPUs each need 8 GPUs: .* names 4"):
+    with pytest.raises(UsageError, match=r"8 GPUs are wanted: CUDA_VISIBLE_DEVICES names 4"):
         _gpus_of_copies(2, 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert _gpus_of_copies(1, 2) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]

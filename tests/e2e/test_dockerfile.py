@@ -51,6 +51,10 @@ def test_the_edge_image_has_no_compiler_and_no_root():
 
 def test_the_train_image_installs_what_make_would():
     assert values("train", "USER") == ["retort"]
+    # Its user is who mounts folders; ubuntu's images have another of that number.
+    assert values("train", "ARG") == ["USER_ID=1000"]
+    (user,) = [step for step in values("train", "RUN") if "useradd" in step]
+    assert user.startswith('userdel --remove ubuntu && useradd --create-home --uid "$USER_ID"')
     (setup,) = [step for step in values("train", "RUN") if step.startswith("make")]
     planned = subprocess.run(
         [*shlex.split(setup), "--dry-run", "--always-make"],

@@ -6,9 +6,12 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.records import Trace
+from pipeline.sampler import Sampler
 from pipeline.store import read_records
+from pipeline.training_options import TrainingOptions
 from serve.engines import load_engine
 from serve.engines.vllm_process import open_vllm
 from serve.errors import EngineError
@@ -16,6 +19,7 @@ from serve.messages import Message, Request, Sampling
 from serve.models import artifact_sha256
 from tests.e2e.conftest import run_smoke
 from tests.e2e.proving import requests
+from tests.e2e.serving import STUDENT
 
 SYSTEM = Message(role="system", content="Think in short steps, then give the answer.")
 MESSAGES = (SYSTEM, Message(role="user", content="State the final answer: 12 + 30 - 5 ="))
@@ -34,17 +38,23 @@ def torch_engine(smoke):
         yield engine
 
 
+def share_alike(ours, theirs):
+    """Of the tokens of two sets of answers, those that are the same in the same place."""
+    return np.mean(
+        [
+            sum(a == b for a, b in zip(ours[key].ids, theirs[key].ids, strict=False))
+            / max(len(ours[key].ids), len(theirs[key].ids))
+            for key in ours
+        ]
+    )
+
+
 def test_greedy_answers_are_those_of_transformers(vllm, torch_engine):
     asked = requests(tuple(range(3, 48, 3)))
     ours, theirs = (dict(engine.generate(asked)) for engine in (vllm, torch_engine))
     assert ours.keys() == theirs.keys() == {request.key for request in asked}
-    alike = [
-        sum(a == b for a, b in zip(ours[key].ids, theirs[key].ids, strict=False))
-        / max(len(ours[key].ids), len(theirs[key].ids))
-        for key in ours
-    ]
     # Sums in another order: a near tie may fall the other way, and the rest of a text with it.
-    assert np.mean(alike) > 0.7
+    assert share_alike(ours, theirs) > 0.7
     assert {key: c.prompt_tokens for key, c in ours.items()} == {
         key: c.prompt_tokens for key, c in theirs.items()
     }
@@ -158,3 +168,23 @@ def test_it_collects_traces_into_the_same_store(smoke, tmp_path):
     shares = [np.mean(passed) for passed in right.values()]
     # Four standard errors of a difference of two shares of 32, at most.
     assert abs(shares[0] - shares[1]) < 4 * math.sqrt(2 * 0.25 / 32)
+
+
+def test_attempts_are_written_with_the_weights_of_the_moment(smoke, torch_engine, tmp_path):
+    """A student in practice: as it was, then as another one, in the same process of vLLM."""
+    checkpoint, asked = smoke.root / "04-sft", requests(tuple(range(3, 35, 2)))
+    plan = TrainingOptions(sampler="vllm")
+    sampler = Sampler(checkpoint, STUDENT, 32, training=plan, handed=tmp_path / "handed")
+    with closing(sampler):
+        first = dict(sampler.answering().generate(asked))
+        with torch.no_grad():
+            for parameter in sampler.model.parameters():
+                parameter.mul_(0.9)
+        changed = sampler.answering()
+        second = dict(changed.generate(asked))
+        theirs = dict(sampler.engine.generate(asked))
+        assert sampler.answering() is changed
+    before = dict(torch_engine.generate(asked))
+    for ours, same, other in ((first, before, theirs), (second, theirs, before)):
+        assert share_alike(ours, same) > 0.7
+        assert share_alike(ours, other) < 0.5

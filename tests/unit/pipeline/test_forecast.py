@@ -1,5 +1,6 @@
 """What a run will take, from its recipe; told without a network, for every recipe there is."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -20,14 +21,16 @@ PRESETS = {
         "room for 20 whole sequences: fits",
         "4,200 examples, 12.5 M tokens",
         "5,120 attempts, 1.8 M tokens",
-        "in all         3.1 h, 2 GPU-hours",
+        # Most of it is transformers' evaluation: three students, 19 blocks of at most 32 answers.
+        "2.0 h on 1 GPU",
+        "in all         5.1 h, 4 GPU-hours",
     ],
     "gpu-h100": [
         "forecast for 1 GPU of 80 GiB and 989 TFLOP/s",
         "20,000 answers of about 2,867 tokens",
         "14,000 examples, 82.0 M tokens",
         "25,600 attempts, 36.7 M tokens",
-        "in all         9.9 h, 5 GPU-hours",
+        "in all         13.6 h, 9 GPU-hours",
     ],
     "cluster": [
         "forecast for 8 GPUs of 80 GiB and 989 TFLOP/s",
@@ -35,7 +38,7 @@ PRESETS = {
         "8.6 h on 8 GPUs",
         "70,000 examples, 811.2 M tokens",
         "38,400 attempts, 55.1 M tokens",
-        "in all         15.0 h, 82 GPU-hours",
+        "in all         18.5 h, 107 GPU-hours",
     ],
 }
 
@@ -119,7 +122,7 @@ def _sft_seconds(recipe) -> float:
 
 def test_the_price_is_that_of_the_gpu_hours():
     lines = forecast(load_recipe(find_recipe("cluster"), ("hardware.price_per_gpu_hour=2.5",)))
-    assert "in all         15.0 h, 82 GPU-hours, 205 at the price given" in lines
+    assert "in all         18.5 h, 107 GPU-hours, 268 at the price given" in lines
 
 
 @pytest.mark.parametrize(
@@ -131,6 +134,44 @@ def test_attempts_at_a_time_are_those_whose_keys_and_values_fit(gigabytes, token
         num_hidden_layers, hidden_size = 28, 1024
 
     assert sampling_slots(gigabytes * 2**30, Qwen3Small, tokens) == slots
+
+
+def test_attempts_of_transformers_take_as_long_as_the_longest_of_each_block():
+    recipe = load_recipe(find_recipe("gpu-h100"), ('training.sampler="transformers"',))
+    lines = {line.stage: line for line in forecasts.lines_of(work_of(recipe))}
+    # 17 of 256 at a time, to 4,096 tokens, 28 layers of 1.1 ms a token, 100 blocks.
+    sampling_s = math.ceil(256 / 17) * 4096 * 28 * 1.1e-3 * 100
+    assert lines["05-on-policy"].seconds > sampling_s
+    assert lines["05-on-policy"].seconds == pytest.approx(sampling_s, rel=0.05)
+
+
+def test_vllm_beside_the_training_has_memory_of_its_own():
+    recipe = load_recipe(find_recipe("gpu-h100"))
+    own, shared = (
+        next(
+            line.memory.wanted_gib
+            for line in forecasts.lines_of(work_of(r))
+            if line.stage[1] == "5"
+        )
+        for r in (
+            load_recipe(find_recipe("gpu-h100"), ("training.sampler_gpus=[1]",)),
+            recipe,
+        )
+    )
+    assert shared - own == pytest.approx(0.15 * 80)
+
+
+def test_grades_of_a_whole_practice_lie_on_the_disk():
+    recipe = load_recipe(find_recipe("gpu-h100"))
+    without = recipe.model_copy(
+        update={"on_policy": recipe.on_policy.model_copy(update={"learn_from": "wrong"})}
+    )
+    tokens = 100 * 256 * 0.35 * 4096
+    disk_gb = [
+        float(next(line for line in forecast(r) if line.startswith("disk")).split()[1])
+        for r in (recipe, without)
+    ]
+    assert disk_gb[0] - disk_gb[1] == pytest.approx(0.5 * tokens * 27 * 24 / 1e9, abs=0.1)
 
 
 def test_the_teacher_is_forecast_as_the_copy_that_answers():

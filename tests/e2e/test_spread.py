@@ -82,6 +82,16 @@ def test_two_processes_train_what_one_trains(tiny, alone, tmp_path, strategy):
     assert not (tmp_path / "scratch").exists()
 
 
+def test_what_the_presets_of_gpus_combine_trains_what_one_process_trains(tiny, tmp_path):
+    """Packed rows, one at a time, layers computed again, weights shared: `cluster.toml`."""
+    packed = {"max_tokens": 168, "batch_examples": 2}
+    alone = train(tiny, tmp_path / "alone", context(packing=True), **packed)
+    together = {"packing": True, "device_examples": 1, "gradient_checkpointing": True}
+    found = train(tiny, tmp_path / "spread", context("fsdp2", **together), **packed)
+    assert len(found[0]) == 4
+    assert_same(found, alone)
+
+
 def test_a_batch_that_is_read_in_parts_changes_nothing(tiny, alone, tmp_path):
     assert_same(train(tiny, tmp_path, context("none", device_examples=2)), alone)
 

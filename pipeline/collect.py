@@ -60,14 +60,15 @@ def run(
 
         def judged() -> Iterator[Trace]:
             for key, (problem, sample, _) in sorted(asked.items()):
+                completion = answers[key]
                 yield Trace(
                     key=key,
                     problem=problem,
                     sample=sample,
                     model=teacher_identity(teacher),
                     prompt_sha256=prompts[problem.family],
-                    completion=answers[key],
-                    verdict=judge.verdict(problem, answers[key]),
+                    completion=completion,
+                    verdict=judge.verdict(problem, completion),
                 )
                 bar.advance()
 

@@ -46,6 +46,7 @@ from pipeline.tasks.judge import Judge
 from serve.errors import DataError, Interrupted, RetortError
 
 RIVAL = "compare/more-sft"
+GENERAL_STAGE = "02-general"
 # What may be equal, and its name in the ledger.
 MEASURES = {"seconds": "took_s", "operations": "operations"}
 
@@ -67,7 +68,9 @@ def larger_recipe(recipe: Recipe, root: Path, measure: str) -> tuple[Recipe, flo
     problems = sum(1 for _ in read_records(root / "01-problems" / "train.jsonl", Problem))
     asked = recipe.problems
     sources = len(asked.families) + len(asked.files) + len(asked.datasets)
-    price = supervision(recipe, folders)[measure] / problems
+    # General prompts are asked once, however many problems there are.
+    scaling = {name: folder for name, folder in folders.items() if name != GENERAL_STAGE}
+    price = supervision(recipe, scaling)[measure] / problems
     more = math.ceil(budget / price / sources)
     changed = recipe.problems.model_copy(
         update={"train_per_family": recipe.problems.train_per_family + more}

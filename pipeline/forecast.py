@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline import forecast_memory
-from pipeline.forecast_memory import Memory
+from pipeline.forecast_memory import Memory, sampling_context
 from pipeline.model_shapes import Model, model_at
 from pipeline.recipe import Recipe
 from pipeline.teacher_encoding import encoded
+from serve.engines.blocks import CACHE_SHARE
 from serve.hardware import cores, cpu_flags
 
 FORWARD, TRAINING, TRAINING_AGAIN = 2, 6, 8
@@ -159,7 +160,7 @@ def _graded_tokens(recipe: Recipe) -> float:
 def _attempted_s(work: Work, devices: int) -> float:
     recipe, options = work.recipe, work.recipe.on_policy
     share, most = forecast_memory.SAMPLING_SHARE, forecast_memory.ATTEMPT_SLOTS
-    if recipe.training.sampler == "vllm" and options.method != "exact":
+    if recipe.training.sampler == "vllm" and options.method != "exact" and work.on_gpus:
         # As long as answers are: others take the places of those that ended.
         length = ANSWERED * options.max_tokens
         share = recipe.training.sampler_memory_share
@@ -169,7 +170,7 @@ def _attempted_s(work: Work, devices: int) -> float:
         usual = int(QUESTION_TOKENS + length)
         rows = forecast_memory.rows_at_a_time(recipe, work.student, max(0.0, share), usual, most)
         rows *= max(1, len(recipe.training.sampler_gpus))
-        steps = options.blocks * options.block_attempts * length / rows
+        steps = options.blocks * max(options.max_tokens, options.block_attempts * length / rows)
         return steps * _step_s(work, GRAPH_LAYER_S) + options.blocks * RELOAD_S
     longest = forecast_memory.PROMPT_TOKENS + options.max_tokens
     rows = forecast_memory.rows_at_a_time(recipe, work.student, share, longest, most)
@@ -203,7 +204,7 @@ def _examination(work: Work) -> Iterator[Line]:
     rungs = 2 + (recipe.on_policy.method != "none")
     devices = _student_devices(recipe)
     longest = QUESTION_TOKENS + options.max_tokens
-    share, most = forecast_memory.CACHE_SHARE, 2 * options.slots
+    share, most = CACHE_SHARE, 2 * options.slots
     rows = forecast_memory.rows_at_a_time(recipe, work.student, share, longest, most)
     seconds = rungs * _in_blocks_s(work, math.ceil(answers / devices), rows, options.max_tokens)
     if not work.on_gpus:
@@ -319,6 +320,32 @@ def _whole(recipe: Recipe, lines: list[Line]) -> str:
     return text
 
 
+def _small_shares(work: Work) -> Iterator[str]:
+    """vLLM refuses to start in less than its model's weights and one sequence of full length."""
+    recipe, options = work.recipe, work.recipe.on_policy
+    if options.method == "none" or not work.on_gpus:
+        return
+    limit_gib = forecast_memory.limit_gib(recipe)
+    shares = []
+    if recipe.teacher.engine == "vllm":
+        each_gib = work.teacher.weights_bytes / forecast_memory.GIB / recipe.teacher.tensor_parallel
+        one_gib = forecast_memory.sequence_gib(work.teacher, recipe.teacher)
+        share = recipe.teacher.practice_memory_share
+        shares.append(("teacher.practice_memory_share", share, each_gib + one_gib))
+    if recipe.training.sampler == "vllm" and options.method != "exact":
+        kept_bytes = work.student.shape.kv_bytes() if work.student.shape else 0
+        one_bytes = kept_bytes * sampling_context(options.max_tokens)
+        each_gib = (work.student.weights_bytes + one_bytes) / forecast_memory.GIB
+        share = recipe.training.sampler_memory_share
+        shares.append(("training.sampler_memory_share", share, each_gib))
+    for name, share, wanted_gib in shares:
+        if share * limit_gib < wanted_gib:
+            yield (
+                f"warning: {name} {share:g} is {share * limit_gib:.1f} GiB, weights and one "
+                f"sequence want {wanted_gib:.1f} GiB"
+            )
+
+
 def _warnings(work: Work, lines: list[Line]) -> Iterator[str]:
     for model, who in ((work.teacher, "teacher"), (work.student, "student")):
         if not model.parameters and not (who == "teacher" and work.recipe.teacher.engine == "http"):
@@ -330,6 +357,7 @@ def _warnings(work: Work, lines: list[Line]) -> Iterator[str]:
                 f"warning: {line.stage} wants {memory.wanted_gib:.1f} GiB "
                 f"where {memory.limit_gib:.1f} GiB are"
             )
+    yield from _small_shares(work)
     wanted = max((line.devices for line in lines), default=0)
     if work.on_gpus and wanted > work.recipe.hardware.gpus:
         gpus = work.recipe.hardware.gpus

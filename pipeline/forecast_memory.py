@@ -23,6 +23,8 @@ KEPT_BYTES, INPUT_BYTES = 60, 2
 KEPT_SHARE, PRACTICE_KEPT_SHARE = 0.4, 0.2
 # Logits of TRL's own loss in bfloat16 and again in float32; this project's loss holds 256 rows.
 LOGIT_BYTES, LOGIT_ROWS = 6, 256
+# Of a GPU's nominal memory, what programs find.
+USABLE_SHARE = 0.97
 # Of one listed token of a graded place in practice's log (652 of 24).
 GRADE_BYTES = 27
 # CUDA's own context, kernels' scratch space.
@@ -31,10 +33,7 @@ RUNTIME_GIB = 1.5
 # weights beside it), and what their keys and values may fill.
 COPY_BYTES, PROCESSOR_COPY_BYTES, SAMPLING_SHARE = 2, 6, 0.1
 # Attempts at a time at most, and what their prompts are counted as.
-ATTEMPT_SLOTS, PROMPT_TOKENS = 128, 256
-# Of a GPU's memory, what keys and values of a student's evaluated answers may fill
-# (`serve/engines/transformers.py`).
-CACHE_SHARE = 0.5
+ATTEMPT_SLOTS, PROMPT_TOKENS, SAMPLING_CONTEXT_TOKENS = 128, 256, 1024
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,11 @@ def machine_gib() -> float:
 def limit_gib(recipe: Recipe) -> float:
     """Of one GPU, or of this machine."""
     return recipe.hardware.gpu_memory_gib or machine_gib()
+
+
+def usable_gib(recipe: Recipe) -> float:
+    """What training may fill of it."""
+    return limit_gib(recipe) * (USABLE_SHARE if recipe.hardware.gpus else 1.0)
 
 
 def answering(recipe: Recipe, model: Model) -> Memory:
@@ -94,7 +98,7 @@ def training(recipe: Recipe, student: Model) -> Memory:
     each = {"full": TRAINED_BYTES, "lora": LORA_BYTES, "qlora": QLORA_BYTES}[recipe.sft.method]
     wanted_gib = each * student.parameters / GIB / shards
     wanted_gib += _activations_gib(recipe, student, tokens, rows) + _runtime_gib(recipe)
-    return Memory(wanted_gib, limit_gib(recipe))
+    return Memory(wanted_gib, usable_gib(recipe))
 
 
 def practising(recipe: Recipe, student: Model, teacher: Model) -> Memory:
@@ -120,7 +124,12 @@ def practising(recipe: Recipe, student: Model, teacher: Model) -> Memory:
         wanted_gib += limit_gib(recipe) * recipe.teacher.practice_memory_share
     elif recipe.teacher.engine != "http":
         wanted_gib += teacher.weights_bytes / GIB
-    return Memory(wanted_gib, limit_gib(recipe))
+    return Memory(wanted_gib, usable_gib(recipe))
+
+
+def sampling_context(max_tokens: int) -> int:
+    """Tokens of an attempt's prompt and text, at most."""
+    return max(SAMPLING_CONTEXT_TOKENS, 2 * max_tokens)
 
 
 def rows_at_a_time(recipe: Recipe, student: Model, share: float, tokens: int, most: int) -> int:

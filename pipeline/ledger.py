@@ -79,9 +79,9 @@ def compared(root: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     practised = manifest_of(root / ON_POLICY_STAGE) if (root / ON_POLICY_STAGE).is_dir() else {}
-    same = found.get("fingerprint") == practised.get("fingerprint")
-    # Earlier releases knew seconds only.
-    return found if same and "measure" in found else None
+    if "measure" not in found:  # by an earlier release, which knew seconds only
+        found |= {"measure": "took_s", "budget": found["seconds"], "spent": found["spent_s"]}
+    return found if found.get("fingerprint") == practised.get("fingerprint") else None
 
 
 def _row(

@@ -14,7 +14,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.forecast_memory import ATTEMPT_SLOTS, PROMPT_TOKENS, SAMPLING_SHARE
+from pipeline.forecast_memory import (
+    ATTEMPT_SLOTS,
+    PROMPT_TOKENS,
+    SAMPLING_SHARE,
+    sampling_context,
+)
 from pipeline.head_loss import has_plain_head
 from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions
@@ -29,8 +34,6 @@ from serve.engines.vllm_process import names_of_gpus, open_one, vllm_python
 from serve.errors import DataError
 from serve.hardware import has_cuda, has_fast_bfloat16
 
-CONTEXT_TOKENS = 1024
-
 
 def sampling_slots(gpu_bytes: int, config: Any, max_tokens: int) -> int:
     """Attempts written at a time on a GPU of that size: as many as their keys and values leave.
@@ -38,7 +41,7 @@ def sampling_slots(gpu_bytes: int, config: Any, max_tokens: int) -> int:
     By the GPU's size, not by what is free: a resumed run answers in the same blocks.
     """
     room = rows_that_fit(SAMPLING_SHARE * gpu_bytes, config, PROMPT_TOKENS + max_tokens)
-    return min(ATTEMPT_SLOTS, room)
+    return min(ATTEMPT_SLOTS, room or ATTEMPT_SLOTS)
 
 
 class Sampler:
@@ -77,7 +80,7 @@ class Sampler:
         copy = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
         copy.to(self.model.device)
         pack(copy, exact=False)
-        context = self._context_tokens = max(CONTEXT_TOKENS, 2 * max_tokens)
+        context = self._context_tokens = sampling_context(max_tokens)
         slots = ATTEMPT_SLOTS
         if has_cuda():
             memory = torch.cuda.get_device_properties(self.model.device).total_memory

@@ -25,7 +25,7 @@ from pipeline.student import student_checkpoint
 from pipeline.supervise import rendered_ids, supervised_tokens
 from pipeline.training_options import Packed
 from serve.errors import DataError
-from serve.models import file_sha256
+from serve.models import artifact_sha256, file_sha256
 
 STAGE_VERSION = 2
 CHECKPOINTS = "checkpoints"
@@ -58,7 +58,7 @@ def run(
             f"{too_long} over {options.max_tokens} tokens"
         )
     write_records(out / "examples.jsonl", fitting)
-    _forget_others(config, out, context)
+    _forget_others(config, base, out, context)
     losses = _train(base, tokenizer, fitting, options, out, context)
     write_file(out / "losses.jsonl", "".join(json.dumps(row) + "\n" for row in losses))
     shutil.rmtree(out / SCRATCH, ignore_errors=True)
@@ -73,7 +73,7 @@ def run(
     }
 
 
-def _forget_others(config: Config, out: Path, context: Context) -> None:
+def _forget_others(config: Config, base: Path, out: Path, context: Context) -> None:
     """Checkpoints of other settings, examples, or processes that shared the model otherwise."""
     student, options, *packed = config
     forget_others(
@@ -83,6 +83,7 @@ def _forget_others(config: Config, out: Path, context: Context) -> None:
         context.seed,
         context.training.shape,
         student.model_dump(mode="json"),
+        "" if student.sha256 else artifact_sha256(base),
         options.model_dump(mode="json", exclude={"checkpoint_steps"}),
         [part.model_dump(mode="json") for part in packed],
         file_sha256(out / "examples.jsonl"),

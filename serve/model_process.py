@@ -26,8 +26,9 @@ from serve.errors import EngineError, RetortError
 
 # So many deaths without having been up for so long, and it is not started again.
 DEATHS, UP_S = 3, 60.0
-# Of a process that people wait for; a long prompt on a slow laptop is read in silence.
-SILENCE_LIMIT_S, LOOKED_EVERY_S = 300.0, 5.0
+# Of a process that people wait for. Some runtimes read a whole prompt in silence, on a slow laptop
+# at so many tokens a second.
+SILENCE_LIMIT_S, SLOW_READING_TOKENS_PER_S, LOOKED_EVERY_S = 300.0, 5.0, 5.0
 # A file that is being hashed cannot be told to stop; the process does not wait for it.
 CLOSED_WITHIN_S = 1.0
 LAST_WORDS_CHARACTERS = 300
@@ -194,6 +195,9 @@ class ModelProcess:
                 threading.Thread(target=self._watch, args=[child], daemon=True).start()
                 problem = self._listen(child)
                 child.kill()
+                with self._lock, contextlib.suppress(BrokenPipeError):
+                    assert child.stdin is not None
+                    child.stdin.close()  # what was not sent is of no use to a child that is gone
             words.seek(0)
             lines = words.read().decode("utf-8", "replace").strip().splitlines()
         last = f": {lines[-1][:LAST_WORDS_CHARACTERS]}" if lines else ""
@@ -213,10 +217,13 @@ class ModelProcess:
 
     def _watch(self, child: subprocess.Popen[str]) -> None:
         """A process that hangs is ended; the thread that reads then tells those who wait."""
+        limit_s = max(SILENCE_LIMIT_S, self.settings.context_tokens / SLOW_READING_TOKENS_PER_S)
         while child.poll() is None:
             time.sleep(LOOKED_EVERY_S)
-            silent_s = time.monotonic() - self._heard_s
-            if self.state == "ready" and self._askers and silent_s > SILENCE_LIMIT_S:
+            with self._lock:
+                silent_s = time.monotonic() - self._heard_s
+                hangs = self.state == "ready" and bool(self._askers) and silent_s > limit_s
+            if hangs:
                 log.error("%s: no sign for %.0f s", self.entry.name, silent_s)
                 child.kill()
 

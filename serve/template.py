@@ -10,10 +10,12 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from datetime import datetime
 from pathlib import Path
+from string import Formatter
 from types import CodeType
 from typing import Any
 
@@ -21,6 +23,7 @@ import jinja2
 import jinja2.sandbox
 from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
+from jinja2.filters import do_center, do_format, do_indent
 from jinja2.runtime import str_join
 
 from serve.errors import UntrustedFile
@@ -29,7 +32,9 @@ from serve.messages import Message
 OUTPUT_LIMIT_CHARACTERS = 4_000_000
 TIME_LIMIT_S = 2.0
 SOURCE_LIMIT_CHARACTERS = 200_000
-FAILURES = (jinja2.TemplateError, TypeError, ValueError, RecursionError, MemoryError)
+# Of what is padded or indented.
+WIDEST = 999
+NUMBER = re.compile(r"\d+")
 
 
 class ChatTemplate:
@@ -44,8 +49,7 @@ class ChatTemplate:
         environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         self._environment = environment
         environment.filters["tojson"] = _tojson
-        for name in ("center", "format"):
-            del environment.filters[name]
+        environment.filters |= {"center": _padded, "format": _formatted, "indent": _indented}
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self._origin, self.end_text = origin, eos
@@ -73,7 +77,7 @@ class ChatTemplate:
                 self._environment.look_at_the_clock()
                 if size > OUTPUT_LIMIT_CHARACTERS:
                     raise SecurityError(f"over {OUTPUT_LIMIT_CHARACTERS} characters")
-        except FAILURES as error:
+        except Exception as error:  # whatever foreign code meets
             raise UntrustedFile(f"chat template of {self._origin} fails: {error}") from error
         return "".join(pieces)
 
@@ -98,7 +102,7 @@ PADDING = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """The immutable sandbox without what builds huge strings from small ones, and with a clock."""
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
     deadline_s = math.inf
 
     def look_at_the_clock(self) -> None:
@@ -127,8 +131,8 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         wrapped = super().wrap_str_format(value)
-        if wrapped is not None and ":" in value.__self__:
-            raise SecurityError("a format with a width is refused")
+        if wrapped is not None:
+            _check_widths(*(spec for _, _, spec, _ in Formatter().parse(value.__self__)))
         return wrapped
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -138,6 +142,11 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call_binop(
         self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
     ) -> Any:
+        if operator == "+":
+            total = left + right
+            if isinstance(total, Sized) and len(total) > OUTPUT_LIMIT_CHARACTERS:
+                raise SecurityError(f"over {OUTPUT_LIMIT_CHARACTERS} characters")
+            return total
         if operator == "%" and isinstance(left, int) and isinstance(right, int):
             return left % right
         if operator == "*" and isinstance(left, int) and isinstance(right, int):
@@ -150,7 +159,32 @@ def _of(name: str) -> ast.Attribute:
     return ast.Attribute(ast.Name("environment", ast.Load()), name, ast.Load())
 
 
+def _check_widths(*texts: object) -> None:
+    """Refuses what would fill a text up to any length, or to one that is only known later."""
+    told = " ".join(map(str, texts))
+    if re.search(r"[{*]", told) or any(int(number) > WIDEST for number in NUMBER.findall(told)):
+        raise SecurityError(f"wider than {WIDEST} is refused")
+
+
+def _formatted(value: object, *given: object, **named: object) -> str:
+    """jinja2's filter, which is printf's."""
+    _check_widths(*re.findall(r"%([-#0 +*.\d]*)", str(value)))
+    return do_format(str(value), *given, **named)
+
+
+def _padded(value: object, width: int = 80) -> str:
+    _check_widths(width)
+    return do_center(str(value), width)
+
+
+def _indented(value: object, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    if not isinstance(width, str):
+        _check_widths(width)
+    return do_indent(str(value), width, first, blank)
+
+
 def _tojson(value: Any, indent: int | None = None) -> str:
+    _check_widths(indent)
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 

@@ -3,7 +3,8 @@
     python -m serve.worker ENGINE OPTIONS
 
 In: `{"key", "ask"}` or `{"cancel"}`. Out: once `{"name", "context_tokens"}`, then lines with what
-became certain, `{"told": [[key, reply], …]}`; `{"error"}` when the model does not load.
+became certain, `{"told": [[key, reply], …]}`, now and then of nothing while a long prompt is read;
+`{"error"}` when the model does not load.
 Native code that crashes ends this process and not the server.
 """
 
@@ -14,6 +15,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from serve.engines.child import die_with_parent, replies_apart
 from serve.errors import RetortError
 from serve.gathered import Gathered
 from serve.live import load_live
+
+SIGN_EVERY_S = 10.0
 
 
 def main(engine: str, options: dict[str, Any]) -> None:
@@ -39,7 +43,7 @@ def main(engine: str, options: dict[str, Any]) -> None:
     tell(name=live.name, context_tokens=live.context_tokens)
     asked: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=[asked], daemon=True).start()
-    talks, gathered = Conversations(live), Gathered()
+    talks, gathered, told_s = Conversations(live), Gathered(), 0.0
     while True:
         while not asked.empty() or not talks.busy():
             line = asked.get()
@@ -51,7 +55,8 @@ def main(engine: str, options: dict[str, Any]) -> None:
             else:
                 talks.ask(line["key"], Ask.model_validate(line["ask"]))
         told = gathered.add(talks.step())
-        if told:
+        if told or time.monotonic() - told_s > SIGN_EVERY_S:
+            told_s = time.monotonic()
             tell(told=[[key, reply.model_dump(exclude_defaults=True)] for key, reply in told])
 
 

@@ -17,6 +17,9 @@ from serve.errors import CannotDo, EngineError
 from serve.messages import Chunk, Completion, Grade, Message, Request, TokenScores
 from serve.template import ChatTemplate
 
+# Of a GPU's memory, what keys and values of answers may fill: weights and logits want the rest.
+CACHE_SHARE = 0.5
+
 
 class BlockEngine(ABC):
     """At most `block` requests at a time. Answers depend on their company by rounding."""

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from serve.engines.attention import GROUPED
 from serve.engines.base import LogitsTV
-from serve.engines.blocks import BlockEngine
+from serve.engines.blocks import CACHE_SHARE, BlockEngine
 from serve.engines.checkpoint_tokenizer import CheckpointTokenizer
 from serve.engines.decoding import Block
 from serve.engines.packed_linear import pack
@@ -29,9 +29,6 @@ from serve.errors import EngineError
 from serve.hardware import has_cuda, has_fast_bfloat16
 from serve.messages import Grade, Message, Request, TokenScores
 
-# Of a GPU's memory, what keys and values of answers may fill: weights and logits want the rest
-# (`pipeline/forecast_memory.py` counts with it too).
-CACHE_SHARE = 0.5
 # Logits of that many answers exist at a time.
 GRADED_TOGETHER = 8
 # The ids a prompt adds to what is shared, and those of its begun answer.
@@ -62,11 +59,15 @@ def load(
     return TransformersEngine(model, tokenizer, path.name, slots, context_tokens, prefixes)
 
 
-def rows_that_fit(cache_bytes: float, config: Any, tokens: int) -> int:
-    """Sequences of so many tokens whose keys and values, of 16 bits, fit, at least one.
+def rows_that_fit(cache_bytes: float, config: Any, tokens: int) -> int | None:
+    """Sequences of so many tokens whose keys and values, of 16 bits, fit, at least one; None for a
+    model whose config names no attention.
 
     Layers that keep a window or a state only are counted as if they kept all.
     """
+    config = config.get_text_config(decoder=True)
+    if not getattr(config, "num_attention_heads", None):
+        return None
     heads = int(config.num_attention_heads)
     groups = int(getattr(config, "num_key_value_heads", None) or heads)
     head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -120,7 +121,8 @@ class TransformersEngine(BlockEngine):
         if self.model.device.type != "cuda":
             return self.block
         whole_bytes = torch.cuda.get_device_properties(self.model.device).total_memory
-        return rows_that_fit(CACHE_SHARE * whole_bytes, self.model.config, tokens)
+        room = rows_that_fit(CACHE_SHARE * whole_bytes, self.model.config, tokens)
+        return self.block if room is None else room
 
     def _encode(self, text: str) -> list[int]:
         return self._text.encode(text)

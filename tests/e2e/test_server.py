@@ -317,6 +317,7 @@ def test_both_files_of_a_bundle_answer_the_same_question_alike(smoke):
 
 def test_a_model_that_hangs_is_ended_and_started_again(monkeypatch, tmp_path):
     monkeypatch.setattr(model_process, "SILENCE_LIMIT_S", 1.0)
+    monkeypatch.setattr(model_process, "SLOW_READING_TOKENS_PER_S", 1000.0)
     monkeypatch.setattr(model_process, "LOOKED_EVERY_S", 0.1)
     (entry,) = read_catalogue(write_bundle(tmp_path))
     model = model_process.ModelProcess(entry, model_process.Settings(1, 1, 256, 1))

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import Gemma3Config, MambaConfig, Qwen3Config
 
 from pipeline import forecast as forecasts
 from pipeline.forecast import forecast, work_of
 from pipeline.recipe_files import FOLDER, find_recipe, load_recipe
 from pipeline.sampler import sampling_slots
+from serve.engines.transformers import rows_that_fit
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
@@ -30,7 +32,7 @@ PRESETS = {
         "20,000 answers of about 2,867 tokens",
         "14,000 examples, 82.0 M tokens",
         "25,600 attempts, 36.7 M tokens",
-        "in all         13.6 h, 9 GPU-hours",
+        "in all         13.7 h, 9 GPU-hours",
     ],
     "cluster": [
         "forecast for 8 GPUs of 80 GiB and 989 TFLOP/s",
@@ -38,7 +40,7 @@ PRESETS = {
         "8.6 h on 8 GPUs",
         "70,000 examples, 811.2 M tokens",
         "38,400 attempts, 55.1 M tokens",
-        "in all         18.5 h, 107 GPU-hours",
+        "in all         19.2 h, 112 GPU-hours",
     ],
 }
 
@@ -122,18 +124,29 @@ def _sft_seconds(recipe) -> float:
 
 def test_the_price_is_that_of_the_gpu_hours():
     lines = forecast(load_recipe(find_recipe("cluster"), ("hardware.price_per_gpu_hour=2.5",)))
-    assert "in all         18.5 h, 107 GPU-hours, 268 at the price given" in lines
+    assert "in all         19.2 h, 112 GPU-hours, 280 at the price given" in lines
 
 
 @pytest.mark.parametrize(
     ("gigabytes", "tokens", "slots"), [(24, 1024, 17), (80, 4096, 17), (80, 1024, 58), (1, 9999, 1)]
 )
 def test_attempts_at_a_time_are_those_whose_keys_and_values_fit(gigabytes, tokens, slots):
-    class Qwen3Small:
-        num_attention_heads, num_key_value_heads, head_dim = 16, 8, 128
-        num_hidden_layers, hidden_size = 28, 1024
+    config = Qwen3Config(
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        num_hidden_layers=28,
+        hidden_size=1024,
+    )
+    assert sampling_slots(gigabytes * 2**30, config, tokens) == slots
 
-    assert sampling_slots(gigabytes * 2**30, Qwen3Small, tokens) == slots
+
+def test_a_model_of_images_and_text_keeps_what_its_text_keeps():
+    text = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
+    config = Gemma3Config(text_config=text | {"num_hidden_layers": 34, "hidden_size": 2560})
+    # 139,264 bytes a token.
+    assert rows_that_fit(139_264 * 1000 * 3.5, config, 1000) == 3
+    assert rows_that_fit(1e9, MambaConfig(), 1000) is None
 
 
 def test_attempts_of_transformers_take_as_long_as_the_longest_of_each_block():
@@ -158,7 +171,30 @@ def test_vllm_beside_the_training_has_memory_of_its_own():
             recipe,
         )
     )
-    assert shared - own == pytest.approx(0.15 * 80)
+    assert shared - own == pytest.approx(0.14 * 80)
+
+
+def test_a_share_that_vllm_would_not_start_in_is_said():
+    wishes = ("training.sampler_memory_share=0.03", "teacher.practice_memory_share=0.2")
+    told = [x for x in forecast(load_recipe(find_recipe("gpu-h100"), wishes)) if "warning" in x]
+    assert told == [
+        "warning: teacher.practice_memory_share 0.2 is 16.0 GiB, weights and one sequence want "
+        "16.8 GiB",
+        "warning: training.sampler_memory_share 0.03 is 2.4 GiB, weights and one sequence want "
+        "4.1 GiB",
+    ]
+
+
+def test_vllm_on_a_processor_is_counted_in_operations():
+    plain, vllm = (
+        next(
+            line.seconds
+            for line in forecasts.lines_of(work_of(load_recipe(find_recipe("default"), wishes)))
+            if line.stage == "05-on-policy"
+        )
+        for wishes in ((), ('training.sampler="vllm"',))
+    )
+    assert plain == vllm
 
 
 def test_grades_of_a_whole_practice_lie_on_the_disk():

@@ -123,6 +123,15 @@ def test_equal_compute_is_the_practices_time_in_problems(run):
     assert larger.on_policy.method == "none"
 
 
+def test_general_prompts_do_not_make_problems_dearer(run):
+    (run / "02-general").mkdir()
+    manifest = {"counts": {"completion_tokens": 2000}, "took_s": 180.0}
+    (run / "02-general" / "manifest.json").write_text(json.dumps(manifest))
+    for measure, more in (("took_s", 60), ("operations", 35)):
+        larger, _, _ = larger_recipe(RECIPE, run, measure)
+        assert larger.problems.train_per_family == RECIPE.problems.train_per_family + more
+
+
 def test_equal_compute_may_be_counted_instead_of_timed(run, monkeypatch):
     larger, operations, _ = larger_recipe(RECIPE, run, "operations")
     # 218e6 for 480 problems; 63.4e6 are 139.6 of them, in four families 35 each.
@@ -179,9 +188,10 @@ def test_a_comparison_is_shown_while_it_is_of_the_same_practice(run):
     (run / COMPARED).write_text(json.dumps(found | {"fingerprint": "another"}))
     assert compared(run) is None
     # As written by earlier releases.
-    old = {name: value for name, value in found.items() if name != "measure"}
-    (run / COMPARED).write_text(json.dumps(old))
-    assert compared(run) is None
+    added = {"measure": "took_s", "budget": 90.0, "spent": 93.0}
+    old = {name: value for name, value in found.items() if name not in added}
+    (run / COMPARED).write_text(json.dumps(old | {"seconds": 90.0, "spent_s": 93.0}))
+    assert compared(run) == old | added | {"seconds": 90.0, "spent_s": 93.0}
 
 
 def test_an_embedding_that_is_only_looked_up_is_not_multiplied(tmp_path):

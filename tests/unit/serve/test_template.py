@@ -24,6 +24,12 @@ HOSTILE = [
     "{{ '{:10000000000}'.format(1) }}",
     "{{ '{0:{1}}'.format(1, 10000000000) }}",
     "{% set n = namespace(x='ab') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "{% set n = namespace(x='ab') %}{% for a in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "{{ 'a\nb'|indent(10000000000) }}",
+    "{{ messages|tojson(indent=10000000000) }}",
+    "{{ 1 / 0 }}",
+    "{{ '{}'.format() }}",
+    "{{ 'a'.encode('bogus') }}",
     "{{ raise_exception('no') }}",
     "{{ undefined.attribute }}",
     "{% if %}",
@@ -54,9 +60,19 @@ def test_work_that_writes_nothing_ends_at_the_time_limit(source, monkeypatch):
     assert time.monotonic() - started_s < 2.0
 
 
-def test_a_format_without_a_width_is_no_harm():
-    source = "{{ '{} of {}'.format(1, 2) }}{% for a in 'ab' %}{{ a ~ loop.index }}{% endfor %}"
-    assert ChatTemplate(source).render(TURNS) == "1 of 2a1b2"
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ '{} of {}: 5000'.format(1, 2) }}", "1 of 2: 5000"),
+        ("{{ '{:>4}|{:.2f}'.format(1, 2) }}", "   1|2.00"),
+        ("{{ '%s: 5000 %05d, %d%%'|format('a', 3, 4) }}", "a: 5000 00003, 4%"),
+        ("{{ 'a'|center(3) }}{{ 'a\nb'|indent(2) }}", " a a\n  b"),
+        ("{{ [1]|tojson(indent=2) }}{{ [1] + [2] }}{{ 'a' + 'b' }}", "[\n  1\n][1, 2]ab"),
+        ("{% for a in 'ab' %}{{ a ~ loop.index }}{% endfor %}", "a1b2"),
+    ],
+)
+def test_what_builds_nothing_large_is_no_harm(source, text):
+    assert ChatTemplate(source).render(TURNS) == text
 
 
 def test_an_ordinary_template_renders():

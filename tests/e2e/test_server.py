@@ -324,7 +324,7 @@ def test_a_model_that_hangs_is_ended_and_started_again(monkeypatch, tmp_path):
     try:
         told = queue.SimpleQueue()
         model.ask("x", Ask(begun="1, 2, 3,", max_tokens=4), told.put)
-        assert "".join(reply.content for reply in until_last(told)) == " 4, 5"
+        assert "".join(reply.content for reply in until_last(told)) == " 4, "
         time.sleep(1.5)  # nobody waits for an idle one
         assert model.state == "ready"
         os.kill(model.pid(), signal.SIGSTOP)

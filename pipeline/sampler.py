@@ -7,11 +7,13 @@ lost may be another one when it is drawn again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.forecast_memory import (
@@ -23,6 +25,7 @@ from pipeline.forecast_memory import (
 from pipeline.head_loss import has_plain_head
 from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions
+from pipeline.store import write_json
 from pipeline.trainable import trainable
 from pipeline.training_options import TrainingOptions
 from serve.engines.base import Engine
@@ -42,6 +45,23 @@ def sampling_slots(gpu_bytes: int, config: Any, max_tokens: int) -> int:
     """
     room = rows_that_fit(SAMPLING_SHARE * gpu_bytes, config, PROMPT_TOKENS + max_tokens)
     return min(ATTEMPT_SLOTS, room or ATTEMPT_SLOTS)
+
+
+def untie(model: Any, folder: Path) -> None:
+    """Give the saved model a head of its own where it is the embedding's.
+
+    vLLM (0.31) reloads what a checkpoint names. A head that is tied is not named, and stays the one
+    it was on processors, where vLLM packs it.
+    """
+    if not model.config.get_text_config(decoder=True).tie_word_embeddings:
+        return
+    head = model.get_output_embeddings()
+    name = next(name for name, module in model.named_modules() if module is head)
+    weights = {f"{name}.weight": head.weight.detach().cpu().clone()}
+    save_file(weights, folder / "head.safetensors", metadata={"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, config | {"tie_word_embeddings": False})
 
 
 class Sampler:
@@ -104,6 +124,7 @@ class Sampler:
             return self.engine
         self.engine.model.save_pretrained(self._handed)
         self.tokenizer.save_pretrained(self._handed)
+        untie(self.engine.model, self._handed)
         for copy in self._beside:
             copy.reload(self._handed)
         if not self._beside:

@@ -6,11 +6,11 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.records import Trace
 from pipeline.sampler import Sampler
 from pipeline.store import read_records
+from pipeline.student import student_checkpoint
 from pipeline.training_options import TrainingOptions
 from serve.engines import load_engine
 from serve.engines.vllm_process import open_vllm
@@ -171,15 +171,13 @@ def test_it_collects_traces_into_the_same_store(smoke, tmp_path):
 
 
 def test_attempts_are_written_with_the_weights_of_the_moment(smoke, torch_engine, tmp_path):
-    """A student in practice: as it was, then as another one, in the same process of vLLM."""
+    """A student in practice: as SFT left it, then as it was before, in the same process of vLLM."""
     checkpoint, asked = smoke.root / "04-sft", requests(tuple(range(3, 35, 2)))
     plan = TrainingOptions(sampler="vllm")
     sampler = Sampler(checkpoint, STUDENT, 32, training=plan, handed=tmp_path / "handed")
     with closing(sampler):
         first = dict(sampler.answering().generate(asked))
-        with torch.no_grad():
-            for parameter in sampler.model.parameters():
-                parameter.mul_(0.9)
+        sampler.take(student_checkpoint(STUDENT))
         changed = sampler.answering()
         second = dict(changed.generate(asked))
         theirs = dict(sampler.engine.generate(asked))

@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from serve.catalogue import Entry
 from serve.completion_forms import ChatForm, Form, TextForm, event
 from serve.conversations import Ask, Reply
 from serve.errors import RetortError
@@ -73,17 +74,8 @@ def create_app(pool: Pool, api_key: str | None = None, hosts: Collection[str] = 
     @app.post("/v1/chat/completions", responses=ANSWERS)
     async def chat(question: ChatQuestion, request: Request) -> Response:
         model = pool.model(question.model)
-        turns = tuple(turn.message() for turn in question.messages)
-        own_rules = any(turn.role == "system" for turn in turns)
-        ask = Ask(
-            messages=turns if own_rules else (*model.entry.lead, *turns),
-            tags=model.entry.tags,
-            sampling=question.sampling(),
-            max_tokens=question.max_completion_tokens or question.max_tokens,
-            reasoning_budget=question.reasoning_budget,
-            waits=question.budget_forcing,
-        )
         form = ChatForm(model.entry.name, question.wants_usage)
+        ask = _asked(question, model.entry)
         return await _answer(model, ask, form, bool(question.stream), request, metrics)
 
     @app.post("/v1/completions", responses=ANSWERS)
@@ -98,6 +90,19 @@ def create_app(pool: Pool, api_key: str | None = None, hosts: Collection[str] = 
         return await _answer(model, ask, form, bool(question.stream), request, metrics)
 
     return app
+
+
+def _asked(question: ChatQuestion, entry: Entry) -> Ask:
+    turns = tuple(turn.message() for turn in question.messages)
+    own_rules = any(turn.role == "system" for turn in turns)
+    return Ask(
+        messages=turns if own_rules else (*entry.lead, *turns),
+        tags=entry.tags,
+        sampling=question.sampling(),
+        max_tokens=question.max_completion_tokens or question.max_tokens,
+        reasoning_budget=question.reasoning_budget,
+        waits=question.budget_forcing,
+    )
 
 
 ANSWERS: dict[int | str, dict[str, Any]] = {

@@ -52,7 +52,7 @@ def kept(
 ) -> KeptAnswers:
     """The log, with all answers in it. An engine is opened only when something is missing; where
     the context says so, one in each of several actors. Only this process writes the log."""
-    with KeptAnswers(log_path) as answers:
+    with closing(KeptAnswers(log_path)) as answers:
         missing = {r.key for r in requests if r.key not in answers}
         context.log.info("%s: %d of %d to ask", label, len(missing), len(requests))
         if missing:

@@ -76,8 +76,8 @@ class Grading:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._grades.__exit__(kind, error, trace)
-        self._said.__exit__(kind, error, trace)
+        self._grades.close()
+        self._said.close()
         if self._engine is not None:
             self._engine.close()
 

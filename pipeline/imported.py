@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from pipeline.kept_answers import KeptAnswers
@@ -37,7 +38,7 @@ class Imported:
         """Answers to what would be asked are put where answers are kept, and so not asked."""
         if self._path is None:
             return
-        with KeptAnswers(log_path) as known:
+        with closing(KeptAnswers(log_path)) as known:
             for trace in self._traces():
                 if trace.key in self._asked and trace.key not in known:
                     known.add(trace.key, trace.completion)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 
 from pipeline.store import AppendLog, placed_records, record_at
 from serve.messages import Completion, Record
@@ -19,8 +18,7 @@ class Answer(Record):
 
 
 class KeptAnswers(Mapping[str, Completion]):
-    """Those of earlier runs and those added. `with` closes the writing side; answers can be read
-    after it. `tokens` counts what was written in all of them."""
+    """Those of earlier runs and those added. `tokens` counts what was written in all of them."""
 
     def __init__(self, path: Path) -> None:
         self._log = AppendLog(path)
@@ -29,16 +27,9 @@ class KeptAnswers(Mapping[str, Completion]):
         for place, answer in placed_records(path, Answer):
             self._count(answer, place)
 
-    def __enter__(self) -> KeptAnswers:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._log.__exit__(kind, error, trace)
+    def close(self) -> None:
+        """Of the writing side; answers can be read after it."""
+        self._log.close()
 
     def add(self, key: str, completion: Completion) -> None:
         """Acknowledge an answer; of two by one key the last stands."""

@@ -148,6 +148,9 @@ class AppendLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._sync()
         self._file.close()
 

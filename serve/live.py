@@ -75,9 +75,9 @@ class Streams:
         return self._slots - len(self._streams)
 
     def admit(self, key: str, request: Request) -> int:
-        tokens = len(self._engine.request_ids(request))
-        self._streams[key] = self._engine.stream(request)
-        return tokens
+        prompt = self._engine.request_ids(request)
+        self._streams[key] = self._engine.stream_after(prompt, request)
+        return len(prompt)
 
     def cancel(self, key: str) -> None:
         stream = self._streams.pop(key, None)

@@ -122,12 +122,9 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 node.func = _of("join")
         return compile(ast.fix_missing_locations(tree), filename, "exec")
 
-    def join(self, parts: Iterable[Any]) -> str:
+    def join(self, parts: Iterable[Any]) -> Any:
         """What `~` makes of its parts."""
-        text = str_join(parts)
-        if len(text) > OUTPUT_LIMIT_CHARACTERS:
-            raise SecurityError(f"over {OUTPUT_LIMIT_CHARACTERS} characters")
-        return text
+        return _bounded(str_join(parts))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         wrapped = super().wrap_str_format(value)
@@ -143,10 +140,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
     ) -> Any:
         if operator == "+":
-            total = left + right
-            if isinstance(total, Sized) and len(total) > OUTPUT_LIMIT_CHARACTERS:
-                raise SecurityError(f"over {OUTPUT_LIMIT_CHARACTERS} characters")
-            return total
+            return _bounded(left + right)
         if operator == "%" and isinstance(left, int) and isinstance(right, int):
             return left % right
         if operator == "*" and isinstance(left, int) and isinstance(right, int):
@@ -157,6 +151,12 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 def _of(name: str) -> ast.Attribute:
     """That attribute of the environment, which every function of compiled source can see."""
     return ast.Attribute(ast.Name("environment", ast.Load()), name, ast.Load())
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, Sized) and len(value) > OUTPUT_LIMIT_CHARACTERS:
+        raise SecurityError(f"over {OUTPUT_LIMIT_CHARACTERS} characters")
+    return value
 
 
 def _check_widths(*texts: object) -> None:

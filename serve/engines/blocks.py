@@ -70,8 +70,11 @@ class BlockEngine(ABC):
             yield from [(answer.request.key, answer.completion()) for answer in answers]
 
     def stream(self, request: Request) -> Iterator[Chunk]:
-        prompts = [self.request_ids(request)]
-        yield from chunks(answer for (answer,) in self._steps([request], prompts))
+        yield from self.stream_after(self.request_ids(request), request)
+
+    def stream_after(self, prompt: list[int], request: Request) -> Iterator[Chunk]:
+        """Of a request whose `request_ids` are known."""
+        return chunks(answer for (answer,) in self._steps([request], [prompt]))
 
     def score(self, messages: Sequence[Message], completion: str) -> TokenScores:
         prompt, ids = self.prompt_ids(messages), self._encode(completion)

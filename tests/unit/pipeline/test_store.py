@@ -1,3 +1,5 @@
+from contextlib import closing
+
 import pytest
 
 from pipeline.kept_answers import Answer, KeptAnswers
@@ -62,10 +64,10 @@ def test_a_record_is_found_again_where_it_begins(tmp_path):
 
 def test_kept_answers_are_read_from_their_file(tmp_path):
     path = tmp_path / "log.jsonl"
-    with KeptAnswers(path) as kept:
+    with closing(KeptAnswers(path)) as kept:
         kept.add("a", answer("a").completion)
         kept.add("a", answer("a").completion)  # answered again beside a neighbour
-    with KeptAnswers(path) as kept:
+    with closing(KeptAnswers(path)) as kept:
         kept.add("b", answer("b").completion.model_copy(update={"completion_tokens": 5}))
     assert (list(kept), len(kept), kept.tokens) == (["a", "b"], 2, 6)
     assert kept["b"].completion_tokens == 5

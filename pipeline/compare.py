@@ -43,6 +43,7 @@ from pipeline.report_again import show_again
 from pipeline.run import SCRATCH, Context, RunDir
 from pipeline.store import read_records, write_json
 from pipeline.tasks.judge import Judge
+from pipeline.transfer_suites import load_suites
 from serve.errors import DataError, Interrupted, RetortError
 
 RIVAL = "compare/more-sft"
@@ -161,8 +162,10 @@ def main(arguments: list[str] | None = None) -> int:
     progress = Progress()
     try:
         if options.what == "recipes":
-            wanted = (options.recipes, options.set, options.items, options.suites)
-            methods = compare_recipes(options.run, *wanted, progress)
+            suites, folder = load_suites(options.suites)
+            wanted = (options.recipes, options.set, options.items)
+            asked = (suites.fewer(options.suite_share), folder)
+            methods = compare_recipes(options.run, *wanted, asked, progress)
             print(f"{table(methods)}\n{sentences(methods)}\ntable: {options.run / 'recipes.md'}")
             return 0
         found = compare(options.run, MEASURES[options.equal_compute], progress)

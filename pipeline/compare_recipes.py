@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import mean
 
@@ -32,7 +32,7 @@ from pipeline.store import read_records, write_file, write_json, write_records
 from pipeline.tasks.judge import Judge
 from pipeline.transfer import ask_rung
 from pipeline.transfer_questions import Questions
-from pipeline.transfer_suites import Suites, load_suites
+from pipeline.transfer_suites import Suites
 from pipeline.transfer_summary import FRESH, Asked, summary
 from serve.errors import DataError
 
@@ -53,16 +53,18 @@ def compare_recipes(
     names: Sequence[str],
     overrides: Sequence[str],
     items: int,
-    suites: str,
+    suites: tuple[Suites, Path],
     progress: Progress,
 ) -> list[Method]:
-    """Teach and examine a student by every recipe, and write the table. Raises RetortError."""
-    wanted = load_suites(suites)
+    """Teach and examine a student by every recipe, and write the table.
+
+    `suites` with the folder they lie in. Raises RetortError.
+    """
     recipes = {n: load_recipe(find_recipe(f"{EMBEDDED}/{n}"), tuple(overrides)) for n in names}
     methods = []
     for name, recipe in recipes.items():
         progress.say(f"recipe {name}")
-        methods.append(_method(root, name, recipe, items, wanted, progress))
+        methods.append(_method(root, name, recipe, items, suites, progress))
     write_json(root / "recipes.json", [m.model_dump(mode="json") for m in methods])
     write_file(root / "recipes.md", f"{table(methods)}\n{sentences(methods)}\n")
     return methods
@@ -209,6 +211,14 @@ def _measured(
     )
 
 
+def _part(text: str) -> float:
+    with suppress(ValueError):
+        share = float(text)
+        if 0 < share <= 1:
+            return share
+    raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python -m pipeline.compare recipes` takes."""
     names = built_in()
@@ -216,4 +226,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipes", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--items", type=int, default=152, help="fresh items a student")
     parser.add_argument("--suites", default=EMBEDDED, help="a TOML file, or a built-in name")
+    parser.add_argument(
+        "--suite-share", type=_part, default=1.0, help="of the suites' items, 1.0: all"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")

@@ -73,6 +73,23 @@ class Suites(Record):
             raise ValueError(f"a suite cannot be called {reserved[0]!r}")
         return self
 
+    def fewer(self, share: float) -> Suites:
+        """`share` of the items of every suite, style and of the samples, at least one each.
+
+        A family's first ones stay; a suite's file is asked whole.
+        """
+
+        def of(items: int) -> int:
+            return max(1, round(share * items))
+
+        return self.model_copy(
+            update={
+                "suite": tuple(s.model_copy(update={"items": of(s.items)}) for s in self.suite),
+                "styles": self.styles.model_copy(update={"items": of(self.styles.items)}),
+                "samples": self.samples.model_copy(update={"items": of(self.samples.items)}),
+            }
+        )
+
 
 def load_suites(name: str) -> tuple[Suites, Path]:
     """Suites by built-in name or path, and the folder they lie in. Raises RecipeError."""

@@ -1,7 +1,10 @@
 """Suites as data: what they hold, in which words they ask, and what is refused."""
 
+import argparse
+
 import pytest
 
+from pipeline.compare_recipes import add_arguments
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.tasks.gym import family_problems
 from pipeline.tasks.judge import Judge
@@ -33,6 +36,27 @@ def test_what_a_run_knows_is_not_asked():
     again = suite_problems(harder, folder, 1, known)
     assert len(again) == 80
     assert not known & {p.question for p in again}
+
+
+def test_a_share_of_the_suites_asks_the_first_of_each():
+    suites, folder = load_suites("embedded")
+    fewer = suites.fewer(0.4)
+    asked = {s.name: suite_problems(s, folder, 1, set()) for s in fewer.suite}
+    assert {n: len(p) for n, p in asked.items()} == {"harder": 32, "related": 48, "general": 40}
+    whole = {p.key for p in suite_problems(suites.suite[0], folder, 1, set())}
+    assert {p.key for p in asked["harder"]} < whole
+    assert (fewer.styles.items, fewer.samples.items, fewer.samples.k) == (12, 6, 32)
+    assert suites.fewer(0.001).styles.items == 1
+    assert suites.fewer(1.0) == suites
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "nan", "half"])
+def test_a_share_outside_nought_to_one_is_refused(share, capsys):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--suite-share", share])
+    assert f"--suite-share: {share} is not above 0 and at most 1" in capsys.readouterr().err
 
 
 def test_every_training_question_can_be_asked_in_german():

@@ -67,13 +67,11 @@ class Page:
     ) -> Iterator[list[str]]:
         """Stream (about, reasoning, answer, numbers) of every column."""
         chosen = [name for name in names if name in self.pool.entries]
-        if not chosen:
-            told = reasoning_and_answer(Said(problem="Choose a model first."), None)
+        refused = self._refused(question.strip()) if chosen else "Choose a model first."
+        if refused:
+            # In the first column; the others are emptied, and no model is loaded for it.
+            told = reasoning_and_answer(Said(problem=refused), None)
             yield ["", *told, "", *[""] * 4 * (len(names) - 1)]
-            return
-        problem_with = self._refused(question.strip())
-        if problem_with:
-            yield self._drawn(names, [Said(problem=problem_with)] + [Said()] * (len(chosen) - 1))
             return
         ask = Ask(
             sampling=Sampling(temperature=temperature, top_p=0.95, seed=int(seed or 0)),

@@ -48,8 +48,8 @@ def _part(text: str, mark_at: int | None) -> str:
 
 def numbers(said: Said, verdict: str = "") -> str:
     """Tokens, rate and time to first token, and what the verifier says, as one line."""
-    if not said.tokens:
-        return '<div class="numbers">…</div>'
+    if not said.tokens and said.finish is None:
+        return "" if said.over else '<div class="numbers">…</div>'
     parts = [
         f"{said.tokens} tokens",
         f"{said.tokens_per_s:.1f} tokens/s",

@@ -1,19 +1,15 @@
 """The student in practice: float32 weights that are trained, and a fast copy that answers.
 
-Attempts come from that copy, or from vLLM beside it (`training.sampler`), which takes the weights
-anew for every block. What vLLM draws depends on the company of a request: an attempt that a kill
-lost may be another one when it is drawn again.
+Attempts come from that copy, or from vLLM beside it (`training.sampler`; vllm_sampler.py).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.forecast_memory import (
@@ -25,15 +21,12 @@ from pipeline.forecast_memory import (
 from pipeline.head_loss import has_plain_head
 from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions
-from pipeline.store import write_json
 from pipeline.trainable import trainable
 from pipeline.training_options import TrainingOptions
+from pipeline.vllm_sampler import VllmSampler
 from serve.engines.base import Engine
-from serve.engines.child import ChildEngine
-from serve.engines.copies import Copies
 from serve.engines.packed_linear import pack
 from serve.engines.transformers import TransformersEngine, rows_that_fit
-from serve.engines.vllm_process import names_of_gpus, open_one, vllm_python
 from serve.errors import DataError
 from serve.hardware import has_cuda, has_fast_bfloat16
 
@@ -45,23 +38,6 @@ def sampling_slots(gpu_bytes: int, config: Any, max_tokens: int) -> int:
     """
     room = rows_that_fit(SAMPLING_SHARE * gpu_bytes, config, PROMPT_TOKENS + max_tokens)
     return min(ATTEMPT_SLOTS, room or ATTEMPT_SLOTS)
-
-
-def untie(model: Any, folder: Path) -> None:
-    """Give the saved model a head of its own where it is the embedding's.
-
-    vLLM (0.31) reloads what a checkpoint names. A head that is tied is not named, and stays the one
-    it was on processors, where vLLM packs it.
-    """
-    if not model.config.get_text_config(decoder=True).tie_word_embeddings:
-        return
-    head = model.get_output_embeddings()
-    name = next(name for name, module in model.named_modules() if module is head)
-    weights = {f"{name}.weight": head.weight.detach().cpu().clone()}
-    save_file(weights, folder / "head.safetensors", metadata={"format": "pt"})
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, config | {"tie_word_embeddings": False})
 
 
 class Sampler:
@@ -78,12 +54,13 @@ class Sampler:
     ) -> None:
         """`recompute`: layers are computed again on the way back. `handed`: a folder for weights on
         their way to vLLM."""
-        if training.sampler == "vllm":
-            vllm_python()  # refused before anything is loaded
-        self._training = training
-        # vLLM's copies, opened when first asked.
-        self._beside: list[ChildEngine] = []
-        self._handed = handed
+        context = sampling_context(max_tokens)
+        # First, because it refuses before anything is loaded.
+        self._vllm = (
+            VllmSampler(handed, ATTEMPT_SLOTS, context, training)
+            if training.sampler == "vllm"
+            else None
+        )
         self.checkpoint, self._student = checkpoint, student
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         self.model = trainable(checkpoint)
@@ -100,7 +77,6 @@ class Sampler:
         copy = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
         copy.to(self.model.device)
         pack(copy, exact=False)
-        context = self._context_tokens = sampling_context(max_tokens)
         slots = ATTEMPT_SLOTS
         if has_cuda():
             memory = torch.cuda.get_device_properties(self.model.device).total_memory
@@ -120,38 +96,13 @@ class Sampler:
     def answering(self) -> Engine:
         """What writes attempts, with the weights as they are now."""
         self.refresh()
-        if self._training.sampler == "transformers":
+        if self._vllm is None:
             return self.engine
-        self.engine.model.save_pretrained(self._handed)
-        self.tokenizer.save_pretrained(self._handed)
-        untie(self.engine.model, self._handed)
-        for copy in self._beside:
-            copy.reload(self._handed)
-        if not self._beside:
-            self._open_beside()
-        return self._beside[0] if len(self._beside) == 1 else Copies(self._beside)
-
-    def _open_beside(self) -> None:
-        plan = self._training
-        seen: list[dict[str, str]] = [
-            {"CUDA_VISIBLE_DEVICES": name} for name in names_of_gpus(plan.sampler_gpus)
-        ]
-        self._beside = [
-            open_one(
-                self._handed,
-                ATTEMPT_SLOTS,
-                self._context_tokens,
-                memory_share=plan.sampler_memory_share,
-                seen=gpus,
-            )
-            for gpus in seen or [{}]
-        ]
-        for copy in self._beside:
-            copy.ready()
+        return self._vllm.answering(self.engine.model, self.tokenizer)
 
     def close(self) -> None:
-        for copy in self._beside:
-            copy.close()
+        if self._vllm is not None:
+            self._vllm.close()
 
     @torch.no_grad()
     def refresh(self) -> None:

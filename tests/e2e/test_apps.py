@@ -72,8 +72,10 @@ def test_two_columns_answer_the_same_question(page):
 
 
 def test_an_empty_question_is_answered_without_a_model(page):
-    first, *_ = asked(page, "  ", "teacher")
+    first, *others = asked(page, "  ", "teacher", "student GGUF Q4_K_M")
     assert first[2] == '<div class="said">Type a question first.</div>'
+    assert (first[0], first[3]) == ("", "")
+    assert [list(column) for column in others] == [[""] * 4] * 3
 
 
 def test_a_fresh_problem_has_a_verdict_and_can_be_kept(smoke, tmp_path):
@@ -111,6 +113,7 @@ def test_a_model_that_does_not_load_says_so_while_the_other_answers(tmp_path):
         student, failed, *_ = asked(url, SUM, "student", "broken")
         assert re.search(r"\d+ tokens", student[3])
         assert "x.gguf does not load" in failed[2]
+        assert failed[3] == ""
         page = urllib.request.urlopen(url).read().decode()
     assert "This folder holds no teacher." in page
 

@@ -52,3 +52,4 @@ def test_why_an_answer_ended_is_said():
         "cut at the longest answer ✗ right: 9</div>"
     )
     assert numbers(Said()) == '<div class="numbers">…</div>'
+    assert numbers(Said(problem="does not load")) == ""

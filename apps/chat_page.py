@@ -115,9 +115,8 @@ class Page:
     def _verdict(self, problem: dict[str, Any], said: Said) -> str:
         if said.problem is not None:
             return ""
-        passed = self.problems.passed(
-            problem, f"<think>\n{said.reasoning}\n</think>\n{said.answer}"
-        )
+        text = f"<think>\n{said.reasoning}\n</think>\n{said.answer}"
+        passed = self.problems.passed(problem, text, cut=said.finish == "length")
         right = "" if passed else f" right: {problem['answer']}"
         return f"· {MARKS[passed]}{right}"
 

@@ -6,6 +6,7 @@ Knows nothing of Gradio or terminals. Each model runs in a process of its own.
 from __future__ import annotations
 
 import queue
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -122,14 +123,19 @@ def models_of(folder: Path) -> Pool:
     return Pool(entries, Settings(SLOTS, QUEUE, CONTEXT_TOKENS))
 
 
-def first_difference(first: str, second: str) -> int | None:
-    """Where the first word begins that the two texts do not share; None where they are equal."""
-    if first == second:
-        return None
-    same = next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
-        min(len(first), len(second)),
-    )
-    while same > 0 and not first[same - 1].isspace():
-        same -= 1
-    return same
+def first_difference(first: Said, second: Said) -> int | None:
+    """Where in `first` the first word begins that `second` does not have there.
+
+    None where there is none yet: the end of an answer that still goes on differs from nothing.
+    """
+    ours, theirs = (list(re.finditer(r"\S+", said.text)) for said in (first, second))
+    for index, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one[0] == other[0]:
+            continue
+        growing = (
+            index == len(ours) - 1 and not first.over and other[0].startswith(one[0]),
+            index == len(theirs) - 1 and not second.over and one[0].startswith(other[0]),
+        )
+        return None if any(growing) else one.start()
+    more = len(ours) > len(theirs) and second.over
+    return ours[len(theirs)].start() if more else None

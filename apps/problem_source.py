@@ -32,9 +32,10 @@ class ProblemSource:
         """A problem nobody was trained or examined on, or `{"error"}`."""
         return self._ask({"seed": seed})
 
-    def passed(self, problem: dict[str, Any], text: str) -> bool | None:
-        """The verifier's word on a whole answer; None when it has none."""
-        return self._ask({"problem": problem, "text": text}).get("passed")
+    def passed(self, problem: dict[str, Any], text: str, cut: bool) -> bool | None:
+        """The verifier's word on an answer; None when it has none. One that was cut is wrong."""
+        finish = "length" if cut else "stop"
+        return self._ask({"problem": problem, "text": text, "finish": finish}).get("passed")
 
     def keep(self, problem: dict[str, Any]) -> Path:
         """Append the problem to the run's regression cases."""

@@ -21,11 +21,20 @@ MARKS = {True: "✓", False: "✗", None: "?"}
 
 
 def differences(said: Sequence[Said]) -> list[int | None]:
-    """For each column where it first differs from the first one; the first from the second."""
-    texts = [one.text for one in said]
-    if len(texts) < 2:
-        return [None] * len(texts)
-    return [first_difference(text, texts[1 if i == 0 else 0]) for i, text in enumerate(texts)]
+    """For each column where it first differs from the first one; the first from the second.
+
+    A column that could not answer is compared with none.
+    """
+    answered = [one for one in said if one.problem is None]
+    if len(answered) < 2:
+        return [None] * len(said)
+    first, second = answered[:2]
+    return [
+        None
+        if one.problem is not None
+        else first_difference(one, second if one is first else first)
+        for one in said
+    ]
 
 
 def reasoning_and_answer(said: Said, differs_at: int | None) -> tuple[str, str]:

@@ -13,12 +13,13 @@ import re
 import sys
 from pathlib import Path
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from apps.conversation import Said, models_of, say
 from serve.conversations import Ask
-from serve.errors import RetortError
+from serve.errors import RetortError, UsageError
 from serve.messages import Sampling
 from serve.model_process import ModelProcess
 from serve.pool import Pool
@@ -29,12 +30,8 @@ HELP = "a question, or /models, /use NAME, /compare NAME NAME, /stats, /quit"
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
+        ask = _asked(options)
         pool = models_of(options.run)
-        ask = Ask(
-            sampling=Sampling(temperature=options.temperature, seed=options.seed),
-            max_tokens=options.max_tokens,
-            reasoning_budget=options.thinking_budget,
-        )
         try:
             Talk(Console(), pool, ask, options.fold).listen()
         finally:
@@ -43,6 +40,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _asked(options: argparse.Namespace) -> Ask:
+    """How answers are drawn. Raises UsageError for a number out of its bounds."""
+    try:
+        return Ask(
+            sampling=Sampling(temperature=options.temperature, seed=options.seed),
+            max_tokens=options.max_tokens,
+            reasoning_budget=options.thinking_budget,
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = str(fault["loc"][-1]).replace("reasoning_", "thinking_").replace("_", "-")
+        raise UsageError(f"--{name} {fault['input']}: {fault['msg']}") from error
 
 
 class Talk:

@@ -105,9 +105,15 @@ def _one_pass(
                 raise EngineError(row["error"], hint=row["hint"] or None)
             else:
                 yield row["key"], Completion.model_validate_json(row["completion"])
+    except ray.exceptions.ObjectLostError as error:
+        # Answers that lay on a node when it went, too large to have been sent along.
+        losses.append(_first_line(error))
     except ray.exceptions.RayError as error:
-        first = str(error).strip().partition("\n")[0]
-        raise EngineError(f"the Ray cluster gave up: {first}") from error
+        raise EngineError(f"the Ray cluster gave up: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 class Answering:

@@ -62,7 +62,9 @@ def _reply(asked: dict[str, Any], recipe: Recipe, seen: set[str], judge: Judge) 
             problem = fresh_problem(recipe.problems, seen, asked["seed"])
             return {"problem": problem.model_dump()}
         problem = Problem.model_validate(asked["problem"])
-        said = Completion(text=asked["text"], finish="stop", prompt_tokens=0, completion_tokens=0)
+        said = Completion(
+            text=asked["text"], finish=asked["finish"], prompt_tokens=0, completion_tokens=0
+        )
         verdict = judge.verdict(problem, said)
         return {"passed": verdict.passed, "extracted": verdict.extracted}
     except RetortError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 from pipeline.recipe import TeacherOptions
@@ -71,13 +72,26 @@ def _reencoded(path: Path, teacher: TeacherOptions) -> Path:
     source = teacher.sha256 or file_sha256(path)
     kind = encoding(teacher)
     target = cache_folder() / "models" / f"{source[:16]}-{kind}.gguf"
-    proof = target.with_suffix(".sha256")
-    if target.exists() and proof.exists() and proof.read_text() == file_sha256(target):
+    if _proven(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        quantize(path, target, Encoding(file_type=kind), cores(), requantize=True)
+        # Several actors of one machine want it at once.
+        with target.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _proven(target):
+                quantize(path, target, Encoding(file_type=kind), cores(), requantize=True)
+                write_file(_proof(target), file_sha256(target))
     except OSError as error:
         raise DiskError(f"cannot write {target}: {error.strerror}") from error
-    write_file(proof, file_sha256(target))
     return target
+
+
+def _proof(target: Path) -> Path:
+    return target.with_suffix(".sha256")
+
+
+def _proven(target: Path) -> bool:
+    """Whether the file is whole: its hash is written after it."""
+    proof = _proof(target)
+    return target.exists() and proof.exists() and proof.read_text() == file_sha256(target)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import queue
 import subprocess
 import sys
 import tempfile
@@ -78,6 +79,9 @@ class ModelProcess:
         self._unsent: dict[str, dict[str, Any]] = {}
         self._heard_s = time.monotonic()
         self._lock = threading.Lock()
+        # To the child that is there, written by a thread: a pipe to one that hangs fills up, and
+        # who asks must not wait for that.
+        self._outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._child: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -126,12 +130,7 @@ class ModelProcess:
         return self._child.pid if self._child is not None else None
 
     def _send(self, line: dict[str, Any]) -> None:
-        assert self._child is not None
-        assert self._child.stdin is not None
-        # A child that is gone is told of by the thread that reads.
-        with contextlib.suppress(BrokenPipeError, ValueError):
-            self._child.stdin.write(json.dumps(line) + "\n")
-            self._child.stdin.flush()
+        self._outbox.put(json.dumps(line) + "\n")
 
     def _become(self, state: State, problem: str = "") -> None:
         """Holds the lock."""
@@ -190,14 +189,16 @@ class ModelProcess:
             )
             with child:
                 self._child = child
+                outbox = self._outbox = queue.SimpleQueue()
+                writer = threading.Thread(target=_write, args=[child, outbox], daemon=True)
+                writer.start()
                 if self.state == "closed":
                     child.kill()
                 threading.Thread(target=self._watch, args=[child], daemon=True).start()
                 problem = self._listen(child)
                 child.kill()
-                with self._lock, contextlib.suppress(BrokenPipeError):
-                    assert child.stdin is not None
-                    child.stdin.close()  # what was not sent is of no use to a child that is gone
+                outbox.put(None)
+                writer.join()
             words.seek(0)
             lines = words.read().decode("utf-8", "replace").strip().splitlines()
         last = f": {lines[-1][:LAST_WORDS_CHARACTERS]}" if lines else ""
@@ -256,3 +257,15 @@ class ModelProcess:
                 self._askers.pop(key, None)
         if tell is not None:
             tell(reply)
+
+
+def _write(child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None]) -> None:
+    """Pass lines on to the child until there is a None, then close its pipe."""
+    assert child.stdin is not None
+    # A child that is gone is told of by the thread that reads.
+    with contextlib.suppress(BrokenPipeError):
+        while (line := outbox.get()) is not None:
+            child.stdin.write(line)
+            child.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.close()  # what was not sent is of no use to a child that is gone

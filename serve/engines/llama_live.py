@@ -246,7 +246,8 @@ class LlamaLive:
         """
         rows: list[Row] = []
         begins: dict[int, int] = {}
-        for slot in _without_gaps(parts):
+        # A model that cannot forget a part would keep what such a row wrote.
+        for slot in _without_gaps(parts) if self._model.forgets() else sorted(parts):
             first = len(self._held[slot])
             if slot not in parts:
                 if first < self.context_tokens:

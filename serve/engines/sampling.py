@@ -27,7 +27,8 @@ def pick_token(logits_V: npt.NDArray[np.float32], sampling: Sampling, position: 
     if sampling.temperature == 0.0:
         return int(np.argmax(logits_V))
     best = float(logits_V.max())
-    ids_M = np.flatnonzero(logits_V > best - TAIL_NATS * sampling.temperature)
+    # At least the best itself, however cold: 20 times 1e-9 is nothing beside a float32.
+    ids_M = np.flatnonzero(logits_V >= best - TAIL_NATS * sampling.temperature)
     scores_M = (logits_V[ids_M].astype(np.float64) - best) / sampling.temperature
     weights_M = np.exp(scores_M)
     mass = weights_M.sum()

@@ -328,7 +328,10 @@ def test_a_model_that_hangs_is_ended_and_started_again(monkeypatch, tmp_path):
         time.sleep(1.5)  # nobody waits for an idle one
         assert model.state == "ready"
         os.kill(model.pid(), signal.SIGSTOP)
-        model.ask("y", Ask(begun="1, 2, 3,", max_tokens=4), told.put)
+        # More than a pipe holds: who asks does not wait until it is read.
+        asked_s = time.monotonic()
+        model.ask("y", Ask(begun="1, 2, 3," * 40_000, max_tokens=4), told.put)
+        assert time.monotonic() - asked_s < 0.5
         assert until_last(told)[-1].error == "the process of student ended with -9"
         assert model.restarts == 1
     finally:

@@ -31,12 +31,16 @@ def test_the_slurm_script_is_a_shell_script_of_known_options():
 
 
 def test_slurm_runs_the_readmes_command_over_its_ray_cluster():
-    line = next(line for line in SLURM.read_text().splitlines() if COMMAND in line)
+    script = SLURM.read_text().replace("\\\n", " ")
+    line = next(line for line in script.splitlines() if COMMAND in line)
     recipe = recipe_of(line)
     assert recipe.scale.address == "10.0.0.1:6379"
     # Four actors of two GPUs on two machines of four; training stays on one of them.
     assert recipe.scale.actors * recipe.scale.gpus_per_actor == 8
     assert recipe.training.processes == 4
+    # Attempts come from other GPUs of that machine.
+    options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?", SLURM.read_text(), re.M))
+    assert max(recipe.training.sampler_gpus) < int(options["gpus-per-node"])
 
 
 def test_the_skypilot_task_has_fields_that_skypilot_knows():

@@ -12,15 +12,41 @@ TEACHER = Said(answer="6 + 3 = 9\nAnswer: 9")
     ("first", "second", "at"),
     [
         ("one two", "one two", None),
+        ("one two", "one  two", None),
         ("one two", "one three", 4),
         ("one twelve", "one twenty", 4),
-        ("one", "one two", 0),
-        ("one two", "one", 0),
-        ("", "one", 0),
+        ("one two", "one", 4),
+        ("one", "one two", None),
+        ("", "one", None),
+        ("one", "", 0),
     ],
 )
 def test_the_first_word_that_differs_is_found(first, second, at):
-    assert first_difference(first, second) == at
+    ours, theirs = (Said(answer=text, finish="stop") for text in (first, second))
+    assert first_difference(ours, theirs) == at
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "at"),
+    [
+        ("one two three", "one", None),
+        ("one two three", "one tw", None),
+        ("one two three", "", None),
+        ("one two three", "one ten", 4),
+        ("one two three", "one ten or", 4),
+    ],
+)
+def test_what_an_answer_has_not_said_yet_is_no_difference(first, second, at):
+    ours, growing = Said(answer=first, finish="stop"), Said(answer=second)
+    assert first_difference(ours, growing) == at
+    assert first_difference(growing, ours) == at
+
+
+def test_a_column_that_cannot_answer_is_compared_with_none():
+    failed = Said(problem="does not load")
+    one, two = (Said(answer=text, finish="stop") for text in ("6 + 3 = 9", "6 + 3 = 8"))
+    assert differences([failed, one, two]) == [None, 8, 8]
+    assert differences([failed, one]) == [None, None]
 
 
 def test_where_the_words_stand_makes_no_difference():

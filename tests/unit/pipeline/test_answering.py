@@ -1,10 +1,13 @@
 """What an actor says of its shares, without a cluster around it."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
+import ray
 
-from pipeline.actors import Answering, _check_room
+from pipeline import actors
+from pipeline.actors import Answering, _check_room, spread
 from pipeline.scale_options import ScaleOptions
 from serve.errors import EngineEnded, EngineError
 from serve.messages import Completion, Message, Request
@@ -79,3 +82,38 @@ def test_a_cluster_without_room_is_refused_here_and_told_of_elsewhere(capsys):
     )
     _check_room(nodes, wanted.model_copy(update={"gpus_per_actor": 1}))
     assert capsys.readouterr().err == ""
+
+
+class Rows:
+    """Stands for a Ray data set; some of its answers lay on a node that went."""
+
+    def __init__(self, passes):
+        self.passes = iter(passes)
+
+    def flat_map(self, *_, **__):
+        return self
+
+    def iter_rows(self):
+        for key in next(self.passes):
+            if key == "lost":
+                raise ray.exceptions.ObjectLostError("ab" * 14, b"", "")
+            yield actors._row(key=key, completion=DONE.model_dump_json())
+
+
+def spread_over(passes, monkeypatch):
+    rows = Rows(passes)
+    monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: rows)
+    monkeypatch.setattr(actors, "_cluster", lambda _: nullcontext())
+    turns = (Message(role="user", content="2 + 2"),)
+    requests = [Request(key=key, messages=turns) for key in "abc"]
+    return spread(lambda: Failing(None), requests, {"a", "b", "c"}, ScaleOptions(executor="ray"))
+
+
+def test_answers_that_lay_on_a_lost_node_are_asked_again(monkeypatch):
+    found = list(spread_over([["a", "lost"], ["b", "c"]], monkeypatch))
+    assert [key for key, _ in found] == ["a", "b", "c"]
+
+
+def test_a_cluster_that_loses_everything_is_not_asked_for_ever(monkeypatch):
+    with pytest.raises(EngineError, match="1 requests were lost with their actors"):
+        list(spread_over([["a", "b"], ["lost"]], monkeypatch))

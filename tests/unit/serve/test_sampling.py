@@ -80,3 +80,11 @@ def test_a_gpu_draws_what_a_processor_draws():
         expected = pick_tokens(logits_BV, samplings, position)
         there = pick_tokens_there(torch.from_numpy(logits_BV), samplings, position)
         assert there.tolist() == expected
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-8, 1e-9, 5e-324])
+def test_the_coldest_temperature_takes_the_best(temperature):
+    logits_V = np.array([3.0, 17.25, 17.0, -2.0], dtype=np.float32)
+    sampling = Sampling(temperature=temperature, top_p=0.95, seed=3)
+    assert pick_token(logits_V, sampling, 0) == 1
+    assert pick_tokens_there(torch.from_numpy(logits_V)[None], [sampling], 0).tolist() == [1]

@@ -1,0 +1,19 @@
+"""What the terminal refuses before it opens a model."""
+
+import pytest
+
+from apps.terminal import main
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--temperature", "5", "5.0: Input should be less than or equal to 2"),
+        ("--seed", "-1", "-1: Input should be greater than or equal to 0"),
+        ("--max-tokens", "0", "0: Input should be greater than or equal to 1"),
+        ("--thinking-budget", "-3", "-3: Input should be greater than or equal to 0"),
+    ],
+)
+def test_a_number_out_of_its_bounds_is_one_line(option, value, told, tmp_path, capsys):
+    assert main([str(tmp_path), option, value]) == 2
+    assert capsys.readouterr().err == f"error: {option} {told}\n"

@@ -36,7 +36,8 @@ MEASURED = "steps.jsonl"
 class Trained(Record):
     """What one student was taught, at which cost, and which items it got right.
 
-    `supervised_tokens` are those of all epochs together.
+    `supervised_tokens` are those of all epochs together, `tokens_per_trace` those that its view
+    takes of a trace in one.
     """
 
     fingerprint: str
@@ -47,14 +48,11 @@ class Trained(Record):
     took_s: float
     mean_answer_tokens: float
     right: dict[str, bool]
+    tokens_per_trace: float
 
     @property
     def accuracy(self) -> float:
         return sum(self.right.values()) / len(self.right)
-
-    @property
-    def tokens_per_example(self) -> float:
-        return self.supervised_tokens / (self.examples * self.epochs)
 
 
 def trained(
@@ -159,4 +157,5 @@ def _examined(
         took_s=done.took_s,
         mean_answer_tokens=round(mean(j.completion.completion_tokens for j in judged), 1),
         right=greedy(judged),
+        tokens_per_trace=_manifest(run, recipe, EXAMPLES_STAGE).counts["tokens_per_trace"],
     )

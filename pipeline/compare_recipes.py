@@ -145,12 +145,17 @@ def _grown(source: Path, target: Path) -> None:
     """`target` with the lines of `source` that it lacks."""
     if not source.exists():
         return
-    there = target.read_bytes() if target.exists() else b""
-    known = set(there.splitlines())
-    more = [line for line in source.read_bytes().splitlines() if line not in known]
+    there = _whole_lines(target) if target.exists() else []
+    known = set(there)
+    more = [line for line in _whole_lines(source) if line not in known]
     if more:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_file(target, b"".join(line + b"\n" for line in [*there.splitlines(), *more]))
+        write_file(target, b"".join([*there, *more]))
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """Without a last one that a kill cut."""
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def _asked(

@@ -2,8 +2,10 @@
 
 Words, numbers and signs are tokens, in lower case. Three overlaps with training prompts and with
 traces: 8-grams, 13-grams (GPT-3, arXiv 2005.14165, appendix C) and near-duplicates (Jaccard
-similarity of 3-grams, Broder 1997). An n-gram that many training problems hold is a template of
-their family and says nothing; as in GPT-3, those of more than ten are not counted.
+similarity of 3-grams, Broder 1997; with a trace his containment). An n-gram that many training
+problems hold is a template of their family and says nothing; as in GPT-3, those of more than ten
+are not counted, nor those with fewer than four tokens outside of 3-grams that more than ten hold: a
+template and the first number after it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from serve.messages import Record
 
 TEMPLATE_PROBLEMS = 10
 SHINGLE_TOKENS = 3
+TELLING_TOKENS = 4
 NEAR_DUPLICATE = 0.5
+# As many as `77 + 17 - 65 + 73` has: two calculations that are not the same share fewer.
+SHARED_SHINGLES = 5
 LENGTHS = (8, 13)
 
 Kind = Literal["8-gram", "13-gram", "near_duplicate"]
@@ -70,10 +75,24 @@ class _Index:
                 self.texts[gram].append(index)
         self.templates = {gram for gram, count in spread.items() if count > TEMPLATE_PROBLEMS}
 
-    def shared(self, tokens: Tokens) -> tuple[Counter[int], int]:
-        """Training text -> n-grams it shares with `tokens`; and how many of those count."""
-        grams = {gram for gram in ngrams(tokens, self.length) if gram not in self.templates}
+    def shared(self, tokens: Tokens, telling: Sequence[bool]) -> tuple[Counter[int], int]:
+        """Training text -> n-grams it shares with `tokens`; and how many count, with enough tokens
+        that are `telling`."""
+        grams = {
+            gram
+            for start, gram in enumerate(ngrams(tokens, self.length))
+            if gram not in self.templates
+            and sum(telling[start : start + self.length]) >= min(TELLING_TOKENS, self.length)
+        }
         return Counter(i for gram in grams for i in self.texts.get(gram, ())), len(grams)
+
+    def telling(self, tokens: Tokens) -> list[bool]:
+        """For each of `tokens` whether no template holds it."""
+        found = [True] * len(tokens)
+        for start, gram in enumerate(ngrams(tokens, self.length)):
+            if gram in self.templates:
+                found[start : start + self.length] = [False] * self.length
+        return found
 
 
 def overlaps(suites: Mapping[str, Sequence[Problem]], trained: Sequence[Trained]) -> list[Overlap]:
@@ -97,9 +116,10 @@ def _of_item(
     shingles: _Index,
 ) -> Iterator[Overlap]:
     tokens = tokens_of(problem.question)
+    telling = shingles.telling(tokens)
     base = {"suite": suite, "item": problem.key}
     for length, index in runs.items():
-        shared, _ = index.shared(tokens)
+        shared, _ = index.shared(tokens, telling)
         if shared:
             text = texts[_most(shared)]
             matched = " ".join(_longest_run(tokens, tokens_of(text.text)))
@@ -107,10 +127,10 @@ def _of_item(
             yield Overlap.model_validate(
                 {**base, "kind": kind, "where": text.where, "source": text.key, "matched": matched}
             )
-    shared, own = shingles.shared(tokens)
+    shared, own = shingles.shared(tokens, [True] * len(tokens))
     if not shared:
         return
-    alike = {i: n / (own + shingles.counts[i] - n) for i, n in shared.items()}
+    alike = {i: _likeness(n, own, shingles.counts[i], texts[i]) for i, n in shared.items()}
     best = max(sorted(alike), key=alike.__getitem__)
     if alike[best] >= NEAR_DUPLICATE:
         text = texts[best]
@@ -122,6 +142,14 @@ def _of_item(
             matched=text.text[:200],
             similarity=round(alike[best], 3),
         )
+
+
+def _likeness(shared: int, own: int, theirs: int, text: Trained) -> float:
+    """Jaccard of two questions; a trace is longer, so there it is how much of the question it has,
+    once that is more than a calculation that two problems may share."""
+    if text.where == "trace" and shared >= SHARED_SHINGLES:
+        return shared / own
+    return shared / (own + theirs - shared)
 
 
 def _most(shared: Counter[int]) -> int:

@@ -55,6 +55,8 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
         "traces": len(kept),
         "examples": len(examples),
         "supervised_tokens": sum(map(length, examples)),
+        # What the view learns of a trace, however many of its examples were taken.
+        "tokens_per_trace": round(sum(map(length, made)) / len(kept), 1),
         **({"general": len(beside)} if general.wanted else {}),
         **_steps_counts(steps, options),
     }

@@ -95,13 +95,19 @@ def _teach(
 def untaught(
     run: RunDir, recipe: Recipe, problems: Sequence[Problem], progress: Progress
 ) -> dict[str, bool]:
-    """What the base student gets right in its usual prompt."""
+    """What the base student gets right in the prompt that suits it best.
+
+    Students of some views are asked with the brief one; to be better, they must not owe it to that.
+    """
     options = recipe.evaluate.model_copy(update={"k_items": 0})
-    rung = base_rung(recipe.student, options)
     keep_freed_memory(one_heap=True)
+    found = []
     with Judge() as judge:
         context = Context.of(recipe, progress)
-        return greedy(examine(rung, problems, options, run.root / FOLDER / "base", judge, context))
+        for name, student in {"base": recipe.student, "base-brief": recipe.student.brief()}.items():
+            rung, folder = base_rung(student, options), run.root / FOLDER / name
+            found.append(greedy(examine(rung, problems, options, folder, judge, context)))
+    return max(found, key=lambda right: sum(right.values()))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -44,7 +44,7 @@ class Judgement(NamedTuple):
 
     `difference` and `interval` (95 %) are against the best student, in shares; `within`: views that
     lose less than the margin to it; `smallest` of those that are themselves better than the base
-    student has the fewest supervised tokens an example. `learned`: the best is better than it.
+    student takes the fewest tokens of a trace. `learned`: the best is better than it.
     """
 
     best: str
@@ -59,7 +59,7 @@ def judge(part: Sequence[Taught], base: dict[str, bool], margin_points: float) -
     students = {t.view: t.student for t in part if t.student is not None}
     if not students:
         return None
-    best = max(students, key=lambda v: (students[v].accuracy, -students[v].tokens_per_example))
+    best = max(students, key=lambda v: (students[v].accuracy, -students[v].tokens_per_trace))
     differences = {}
     for view, student in students.items():
         found = against(students[best].right, student.right)
@@ -76,7 +76,7 @@ def judge(part: Sequence[Taught], base: dict[str, bool], margin_points: float) -
         best,
         differences,
         within,
-        min(learned or [best], key=lambda v: students[v].tokens_per_example),
+        min(learned or [best], key=lambda v: students[v].tokens_per_trace),
         best in learned,
     )
 
@@ -145,8 +145,8 @@ def sentences(found: Sequence[Taught], base: dict[str, bool], margin_points: flo
             )
         elif said.smallest == said.best:
             lines.append(
-                f"- {place}: {said.best} is best; no smaller view is shown to stay within "
-                f"{margin_points:g} points of it."
+                f"- {place}: {said.best} is best; no smaller view is shown both to stay within "
+                f"{margin_points:g} points of it and to be better than the base student."
             )
         else:
             lines.append(

@@ -13,7 +13,7 @@ _OPENERS = re.compile(
     r"(?:(?:okay|ok|alright|hmm+|so|now|then|first(?:ly)?|next|finally|lastly|again|therefore|thus"
     r"|hence|in other words|as we can see|we (?:can see|know|see) that|note that|in conclusion"
     r"|this means(?: that)?|it follows that|i think(?: that)?|let me think|let(?:'s| us) see"
-    r"|(?:to solve|to find|to do) this|step by step)\b[\s,:.!]*"
+    r"|(?:to solve|to find|to do) this|step by step)\b(?:[\s,:!]|\.(?!\d))*"
     # Words that may also be the subject open a sentence only before a comma.
     r"|(?:right|well|and|but|second(?:ly)?|third(?:ly)?|also|actually|wait|great|sure|certainly)"
     r"[,:.!]+\s*)+",
@@ -40,4 +40,6 @@ def _plain_line(line: str) -> str:
 def _without_opener(sentence: str) -> str:
     opened = _OPENERS.match(sentence)
     rest = sentence[opened.end() :] if opened else sentence
-    return rest[:1].upper() + rest[1:] if opened and rest[:1].isalpha() else rest
+    # A letter by itself is a variable, not a word.
+    word = rest[:2].isalpha() and len(rest) > 1
+    return rest[:1].upper() + rest[1:] if opened and word else rest

@@ -38,7 +38,7 @@ from pipeline.store import read_records, write_file, write_json, write_records
 from pipeline.tasks.judge import Judge
 from pipeline.transfer_questions import Questions
 from pipeline.transfer_suites import load_suites
-from pipeline.transfer_summary import FRESH, Asked, summary
+from pipeline.transfer_summary import FRESH, TEACHER, Asked, summary
 from pipeline.transfer_table import text_of
 from serve.errors import DataError, Interrupted, RetortError, UsageError
 from serve.messages import Completion, Request
@@ -61,18 +61,7 @@ def ask_rung(
     answers = more([q.request for q in asked])
     whole = [q.request for q in asked if not q.request.begun]
     answers |= waited(whole, answers, questions.options.waits, more)
-    rows = [
-        Asked(
-            rung=rung.name,
-            suite=FRESH,
-            style="",
-            item=a.item,
-            family=a.family,
-            completion=a.completion,
-            verdict=a.verdict,
-        )
-        for a in questions.own(rung)
-    ]
+    rows = fresh_of(questions, rung)
     for question in asked:
         said = answers[question.request.key]
         if question.request.begun:
@@ -91,6 +80,22 @@ def ask_rung(
             )
         )
     return rows
+
+
+def fresh_of(questions: Questions, rung: Rung) -> list[Asked]:
+    """What the rung said in the run's own evaluation."""
+    return [
+        Asked(
+            rung=rung.name,
+            suite=FRESH,
+            style="",
+            item=a.item,
+            family=a.family,
+            completion=a.completion,
+            verdict=a.verdict,
+        )
+        for a in questions.own(rung)
+    ]
 
 
 def transfer(root: Path, name: str, wanted: Sequence[str], progress: Progress) -> dict[str, Any]:
@@ -123,6 +128,8 @@ def transfer(root: Path, name: str, wanted: Sequence[str], progress: Progress) -
                 took_s = time.monotonic() - started_s
                 context.log.info("%s: all suites in %.0f s", rung.name, took_s)
                 give_back_memory()
+            elif rung.name == TEACHER:  # so that the others stand beside it
+                rows += fresh_of(questions, rung)
         flagged = questions.overlaps()
         write_records(root / FOLDER / "answers.jsonl", rows)
         write_records(root / FOLDER / "contamination.jsonl", flagged)

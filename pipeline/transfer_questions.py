@@ -12,7 +12,7 @@ from pipeline.examine import Rung, sampling_of
 from pipeline.forced import forced_beginnings
 from pipeline.ladder import Judged
 from pipeline.recipe import EvaluateOptions, Recipe
-from pipeline.records import Problem, Trace, content_key
+from pipeline.records import General, Problem, Trace, content_key
 from pipeline.store import read_records
 from pipeline.supervise import reasoning_of
 from pipeline.transfer_suites import Suites, styled, suite_problems
@@ -52,14 +52,18 @@ class Questions:
         }
         self.fresh = sides["eval"]
         self.traces = list(read_records(root / "03-curated" / "kept.jsonl", Trace))
+        practised = recipe.on_policy.method != "none"
+        taught = [*sides["train"], *(sides["practice"] if practised else [])]
         # Imported traces have problems that no family of the recipe drew.
-        taught = [*sides["train"], *sides["practice"], *(t.problem for t in self.traces)]
+        taught += [t.problem for t in self.traces]
         self.trained_on = list({p.key: p for p in taught}.values())
         known = {p.question for p in [*self.trained_on, *sides["eval"], *sides["gate"]]}
         self.problems = {
             suite.name: suite_problems(suite, folder, self.seed, known)
             for suite in self.suites.suite
         }
+        general = root / "02-general" / "general.jsonl"
+        self.general = list(read_records(general, General)) if recipe.general.wanted else []
         self.answered = answered
         self.shots = _shots(self.traces)
 
@@ -67,6 +71,11 @@ class Questions:
         """Evaluation items and items of the suites that look like what was trained on."""
         trained = [Trained("prompt", p.key, p.question, p.key) for p in self.trained_on]
         trained += [Trained("trace", t.key, t.completion.text, t.problem.key) for t in self.traces]
+        for row in self.general:
+            trained += [
+                Trained("prompt", row.key, row.prompt, row.key),
+                Trained("trace", row.key, row.response, row.key),
+            ]
         return overlaps({FRESH: self.fresh, **self.problems}, trained)
 
     def of(self, rung: Rung, sampled: bool = True) -> Iterator[Question]:
@@ -116,9 +125,11 @@ class Questions:
 
 
 def _shots(traces: Sequence[Trace]) -> dict[str, list[tuple[Message, Message]]]:
-    """Kept traces by family, as turns of question and answer: what few-shot prompts begin with."""
+    """Right traces by family, as turns of question and answer: what few-shot prompts begin with."""
     found: dict[str, list[tuple[Message, Message]]] = {}
     for trace in traces:
+        if not trace.verdict.passed:  # kept by `curate.keep = "answered"`
+            continue
         reasoning = reasoning_of(trace.completion.text)
         text = f"{reasoning}\nAnswer: {trace.verdict.extracted or ''}"
         turns = (

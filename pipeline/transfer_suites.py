@@ -38,7 +38,8 @@ class Suite(Record):
 
 
 class Style(Record):
-    """One way to ask. A problem that `replace` does not touch is not asked in it."""
+    """One way to ask. A problem that `replace` does not touch is not asked in it, nor one that no
+    `shots` can be shown for."""
 
     name: str
     text: str = Field("{question}", pattern=r"\{question\}")
@@ -109,7 +110,8 @@ def load_suites(name: str) -> tuple[Suites, Path]:
 
 
 def suite_problems(suite: Suite, folder: Path, seed: int, known: set[str]) -> list[Problem]:
-    """A suite's problems, sorted by key, without those whose question is in `known`.
+    """A suite's problems, sorted by key. Of families none is drawn whose question is in `known`;
+    those of files and data sets stay, to be named as overlaps.
 
     Raises DataError where a file or a data set cannot be read.
     """
@@ -120,11 +122,10 @@ def suite_problems(suite: Suite, folder: Path, seed: int, known: set[str]) -> li
         fresh = {p.question: p for p in drawn if p.question not in known}
         chosen += list(fresh.values())[: suite.items]
     if suite.file:
-        chosen += [p for p in jsonl_problems(folder / suite.file) if p.question not in known]
+        chosen += jsonl_problems(folder / suite.file)
     for d in suite.datasets:
         rows = dataset_problems(**dict(d))
-        others = [p for p in sorted(rows, key=lambda p: p.key) if p.question not in known]
-        chosen += others[: suite.items]
+        chosen += sorted(rows, key=lambda p: p.key)[: suite.items]
     return sorted(chosen, key=lambda p: p.key)
 
 
@@ -136,7 +137,7 @@ def styled(
     said = question
     for words, translation in style.replace:
         said = said.replace(words, translation)
-    if style.replace and said == question:
+    if (style.replace and said == question) or (style.shots and not shots):
         return None
     said = style.text.replace("{question}", said)
     if style.lower:

@@ -127,13 +127,21 @@ def _by_rung(rows: Sequence[Asked], rungs: Sequence[str]) -> dict[str, Any]:
             "whole": _share(_right(own)),
             "families": {f: _share(_right(r for r in own if r.family == f)) for f in families},
         }
-    ceiling = table[TEACHER]["whole"] if TEACHER in table else None
+    teacher = table.get(TEACHER, {"whole": None, "families": {}})
     for cell in table.values():
-        whole = cell["whole"]
-        cell["of_teacher"] = None
-        if ceiling and whole and ceiling["accuracy"] > 0:
-            cell["of_teacher"] = whole["accuracy"] / ceiling["accuracy"]
+        cell["of_teacher"] = _recovered(cell["whole"], teacher["whole"])
+        cell["families_of_teacher"] = {
+            f: _recovered(share, teacher["families"].get(f))
+            for f, share in cell["families"].items()
+        }
     return table
+
+
+def _recovered(own: dict[str, Any] | None, ceiling: dict[str, Any] | None) -> float | None:
+    """The share of the teacher's accuracy; None where it has none."""
+    if not own or not ceiling or ceiling["accuracy"] == 0:
+        return None
+    return float(own["accuracy"] / ceiling["accuracy"])
 
 
 def _styles(own: Sequence[Asked], fresh: dict[str, bool]) -> dict[str, Any]:

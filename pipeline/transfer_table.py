@@ -59,10 +59,20 @@ def _families(found: dict[str, Any]) -> Section:
     rows = []
     for suite, by_rung in found["suites"].items():
         for family in sorted({f for cell in by_rung.values() for f in cell["families"]}):
-            shares = [by_rung[rung]["families"].get(family) for rung in found["rungs"]]
-            rows.append([suite, family, *(_percent(s["accuracy"]) if s else "" for s in shares)])
-    note = "Right, %: which skills come over through traces, and which do not."
+            cells = [_family_cell(by_rung[rung], family) for rung in found["rungs"]]
+            rows.append([suite, family, *cells])
+    note = (
+        "Right, %, and the share of the teacher's accuracy: which skills come over through traces, "
+        "and which do not."
+    )
     return Section("By family", note, ["suite", "family", *found["rungs"]], rows)
+
+
+def _family_cell(cell: dict[str, Any], family: str) -> str:
+    share, of_teacher = cell["families"].get(family), cell["families_of_teacher"].get(family)
+    if share is None:
+        return ""
+    return _percent(share["accuracy"]) + ("" if of_teacher is None else f" ({of_teacher:.2f})")
 
 
 def _suite_cell(cell: dict[str, Any]) -> str:

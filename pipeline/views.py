@@ -42,8 +42,9 @@ Name its first wrong line and repair it."""
 class Material:
     """What the views choose from.
 
-    `kept` are right traces; `wrong` are attempts at any of their problems that failed; `length`
-    gives the supervised tokens of an example; `steps` is by trace key, for the view of that name.
+    `kept` are right traces, or all that ended in an answer (`curate.keep`); `wrong` are attempts at
+    any of their problems that failed; `length` gives the supervised tokens of an example; `steps`
+    is by trace key, for the view of that name.
     """
 
     kept: Sequence[Trace]
@@ -104,7 +105,8 @@ def short(material: Material) -> Iterator[Example]:
 def errors(material: Material) -> Iterator[Example]:
     """Raises DataError when no wrong attempt stands beside a right one."""
     yield from full(material)
-    right = _by_problem(material.kept)
+    # `curate.keep = "answered"` keeps wrong ones as well.
+    right = _by_problem([t for t in material.kept if t.verdict.passed])
     pairs = [(w, right[w.problem.key][0]) for w in material.wrong if w.problem.key in right]
     if not pairs:
         raise DataError(

@@ -15,11 +15,11 @@ ANNOUNCED = re.compile(
 BOX = "\\boxed{"
 
 
-def extract_answer(text: str) -> str | None:
+def extract_answer(text: str, unannounced_whole: bool = False) -> str | None:
     """The announced answer, or None when there is no text after the reasoning.
 
     Order: the last `\\boxed{…}`, the last "Final answer:" or "Answer:" or "the answer is", the last
-    line.
+    line (`unannounced_whole`: all that was said after the reasoning).
     """
     split = split_reasoning(text)
     if not split.closed or not split.answer:
@@ -32,7 +32,7 @@ def extract_answer(text: str) -> str | None:
         match = ANNOUNCED.search(_strip_marks(line))
         if match:
             return _clean(match[1]) or None
-    return _clean(lines[-1]) or None
+    return _clean(split.answer if unannounced_whole else lines[-1]) or None
 
 
 def answer_forms(extracted: str) -> list[str]:

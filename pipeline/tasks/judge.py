@@ -52,7 +52,8 @@ class Judge:
         verifier = verifier_of(problem)
         if completion.finish == "length":
             return Verdict(passed=False, reason="truncated", extracted=None, verifier=verifier)
-        extracted = extract_answer(completion.text)
+        # To contain a word, an answer need not end with it.
+        extracted = extract_answer(completion.text, problem.scorer == "contains")
         if extracted is None or len(extracted) > ANSWER_LIMIT_CHARACTERS:
             return Verdict(passed=False, reason="no_answer", extracted=None, verifier=verifier)
         return self.judge(problem, extracted)

@@ -3,7 +3,9 @@
 import pytest
 
 from pipeline.contamination import Trained, cleaned, overlaps
+from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Problem
+from pipeline.tasks.gym import family_problems
 
 TEMPLATE = "State the final answer to the following arithmetic problem:"
 
@@ -82,3 +84,31 @@ def test_what_many_traces_of_one_problem_say_is_no_template(copies):
     texts = [Trained("trace", f"s{n:02d}", said, "p1") for n in range(copies)]
     rows = overlaps({"harder": [problem("What is 7 * 8 + 3 * 2 in total?")]}, texts)
     assert [(r.kind, r.source) for r in rows] == [("8-gram", "s00"), ("near_duplicate", "s00")]
+
+
+def told_in_other_words(question):
+    """What a problem asks, without the words and the sign that it asks with."""
+    return f"Here is one I know, {question.partition(':')[2].strip(' =')} that is, and so"
+
+
+def test_a_seeded_leak_is_reported_with_its_ids():
+    """Ten evaluation items hidden in 400 traces, three of them in other words, and no other."""
+    families = load_recipe(find_recipe("default")).problems.families
+    drawn = {f.name: list(family_problems(f.name, f.options, 11, 130)) for f in families}
+    # Of sums, which no two of have the same numbers: products and divisors repeat by chance.
+    items = drawn["chain_sum"][100:130]
+    traces = [
+        Trained("trace", f"t{p.key}", f"{p.question}\n{p.answer}\nAnswer: {p.answer}", p.key)
+        for problems in drawn.values()
+        for p in problems[:100]
+        if p.question not in {i.question for i in items}
+    ]
+    leaked = sorted(items, key=lambda i: -len(i.question))[:10]
+    for number, item in enumerate(leaked):
+        text = told_in_other_words(item.question) if number < 3 else item.question
+        told = traces[37 * number]
+        traces[37 * number] = told._replace(text=f"{text}\n{told.text}")
+    rows = overlaps({"fresh": items}, traces)
+    assert {row.item for row in rows} == {item.key for item in leaked}
+    sources = {row.item: row.source for row in rows}
+    assert sources == {i.key: traces[37 * n].key for n, i in enumerate(leaked)}

@@ -13,7 +13,7 @@ def rights(count, shift=0):
     return {f"i{n:03d}": shift <= n < shift + count for n in range(ITEMS)}
 
 
-def taught(view, right, tokens, arm="traces", examples=40):
+def taught(view, right, tokens, arm="traces", examples=40, traces=40):
     student = Trained(
         fingerprint=view,
         examples=examples,
@@ -23,6 +23,7 @@ def taught(view, right, tokens, arm="traces", examples=40):
         took_s=60.0,
         mean_answer_tokens=50.0,
         right=right,
+        tokens_per_trace=tokens / (3 * traces),
     )
     return Taught(view, arm, 40, student, "")
 
@@ -55,9 +56,19 @@ def test_a_difference_the_items_cannot_rule_out_is_not_within_the_margin():
     assert said.differences["steps"][0] == pytest.approx(-0.02)
     assert said.within == ["full"]
     assert sentences(part, BASE, 5.0) == (
-        "- 40 traces, equal traces: full is best; no smaller view is shown to stay within 5 points"
-        " of it.\n"
+        "- 40 traces, equal traces: full is best; no smaller view is shown both to stay within 5"
+        " points of it and to be better than the base student.\n"
     )
+
+
+def test_what_learns_a_trace_twice_is_no_smaller_for_its_short_examples():
+    """Of `full+answer` an example is short on average, and a trace costs more than of `full`."""
+    part = [
+        taught("full", rights(200), 7200),
+        taught("full+answer", rights(201), 7800, "traces", 80),
+    ]
+    said = judge(part, BASE, 5.0)
+    assert (said.best, said.smallest) == ("full+answer", "full")
 
 
 def test_a_view_that_is_not_better_than_the_base_student_does_not_transfer():
@@ -89,7 +100,7 @@ def test_arms_and_sizes_are_judged_apart():
     found = [
         taught("full", rights(200), 6000),
         taught("full", rights(200), 6000, arm="tokens"),
-        taught("answer", rights(150), 6000, arm="tokens", examples=400),
+        taught("answer", rights(150), 6000, arm="tokens", examples=400, traces=400),
     ]
     assert [(arm, size, len(part)) for arm, size, part in parts_of(found)] == [
         ("traces", 40, 1),

@@ -70,6 +70,13 @@ def test_answers_are_pooled_and_none_is_lost(tmp_path):
     assert own.read_text() == "b\na\nc\n"
 
 
+def test_a_line_that_a_kill_cut_is_not_made_a_whole_one(tmp_path):
+    (tmp_path / "pool").write_text("a\nb\ncu")
+    (tmp_path / "own").write_text("d\ncu")
+    _grown(tmp_path / "pool", tmp_path / "own")
+    assert (tmp_path / "own").read_text() == "d\na\nb\n"
+
+
 @pytest.mark.parametrize("name", built_in())
 def test_the_embedded_recipes_differ_in_what_they_are_named_for(name):
     recipe = load_recipe(find_recipe(f"embedded/{name}"))

@@ -7,7 +7,7 @@ from pipeline.compare_recipes import _fingerprint
 from pipeline.imported import IMPORTED, share_imported
 from pipeline.model_card import model_card
 from pipeline.recipe_files import find_recipe, load_recipe
-from pipeline.records import Problem, Trace, Verdict
+from pipeline.records import General, Problem, Trace, Verdict
 from pipeline.run import Manifest, RunDir
 from pipeline.store import write_json, write_records
 from pipeline.transfer_questions import Questions
@@ -89,6 +89,37 @@ def test_a_question_that_came_with_imported_traces_was_trained_on(tmp_path):
     questions.fresh = [Problem(question=f"{brought.question} Say it.", answer="1", family="f")]
     found = {(o.kind, o.where, o.source) for o in questions.overlaps()}
     assert ("8-gram", "prompt", brought.key) in found
+
+
+def test_practice_problems_and_general_data_count_where_they_were_learnt_from(tmp_path):
+    own, practised, fresh = (
+        Problem(question=f"What is {n} and {n} and {n} and {n} in all?", answer="1", family="f")
+        for n in (1, 2, 3)
+    )
+    for side, problems in (
+        ("train", [own]),
+        ("practice", [practised]),
+        ("eval", [fresh]),
+        ("gate", []),
+    ):
+        write_records(tmp_path / "01-problems" / f"{side}.jsonl", problems)
+    wrong = trace(own).model_copy(
+        update={"verdict": Verdict(passed=False, reason="wrong", extracted="2", verifier="v")}
+    )
+    write_records(tmp_path / "03-curated" / "kept.jsonl", [wrong])
+    general = General(prompt="Tell me.", response=f"I was once asked: {fresh.question}")
+    write_records(tmp_path / "02-general" / "general.jsonl", [general])
+    suites = (SUITES[0].model_copy(update={"suite": ()}), SUITES[1])
+    plain = Questions(tmp_path, load_recipe(find_recipe("embedded/plain")), suites, [])
+    assert [p.key for p in plain.trained_on] == [own.key]
+    assert [(o.item, o.source) for o in plain.overlaps() if o.source == general.key] == []
+    # A wrong trace is no example of how to solve a problem.
+    assert plain.shots == {}
+    gkd = Questions(tmp_path, load_recipe(find_recipe("embedded/gkd")), suites, [])
+    assert [p.key for p in gkd.trained_on] == [own.key, practised.key]
+    r1 = Questions(tmp_path, load_recipe(find_recipe("embedded/r1")), suites, [])
+    found = {(o.kind, o.where, o.item) for o in r1.overlaps() if o.source == general.key}
+    assert ("8-gram", "trace", fresh.key) in found
 
 
 COUNTS = {

@@ -38,6 +38,18 @@ def test_what_a_run_knows_is_not_asked():
     assert not known & {p.question for p in again}
 
 
+def test_a_suite_of_a_file_is_asked_whole_even_where_it_was_trained_on():
+    """So that it is named as an overlap."""
+    suites, folder = load_suites("embedded")
+    general = suites.suite[2]
+    known = {p.question for p in suite_problems(general, folder, 1, set())}
+    assert len(suite_problems(general, folder, 1, known)) == 40
+
+
+def test_few_shots_need_a_solved_problem():
+    assert styled((SYSTEM, QUESTION), Style(name="s", shots=2), []) is None
+
+
 def test_a_share_of_the_suites_asks_the_first_of_each():
     suites, folder = load_suites("embedded")
     fewer = suites.fewer(0.4)

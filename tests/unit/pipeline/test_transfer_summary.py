@@ -47,6 +47,8 @@ def test_suites_show_the_share_of_the_teachers_accuracy():
     harder = FOUND["suites"]["harder"]["reasons"]
     assert (harder["whole"]["accuracy"], harder["of_teacher"]) == (0.5, 0.5)
     assert harder["families"]["f"]["items"] == 10
+    assert harder["families_of_teacher"] == {"f": 0.5}
+    assert "| fresh | f | 100.0 (1.00) | 50.0 (0.50) | 50.0 (0.50) |" in text_of(FOUND)
 
 
 def test_an_answer_that_needs_its_reasoning_is_told_from_one_that_wears_it():

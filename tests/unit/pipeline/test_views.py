@@ -111,6 +111,15 @@ def test_errors_need_a_wrong_attempt_beside_a_right_one():
         made("errors", wrong=[other])
 
 
+def test_a_wrong_trace_that_was_kept_repairs_nothing():
+    """`curate.keep = "answered"` keeps right and wrong ones."""
+    wrong = trace("a", WRONG, passed=False)
+    *_, repaired = made("errors", [wrong, trace("b", RIGHT)], wrong=[wrong])
+    assert repaired[1].startswith("<think>\nWrong: 6 * 7 = 48")
+    with pytest.raises(DataError, match="no wrong attempt at a problem that was also solved"):
+        made("errors", [wrong], wrong=[wrong])
+
+
 def test_short_takes_the_shortest_trace_of_a_problem_within_its_budget():
     kept = [trace("a", RIGHT), trace("b", "6 * 87 = 522\nAnswer: 522")]
     short = ("Think.", "<think>\n6 * 87 = 522\n</think>\nAnswer: 522")

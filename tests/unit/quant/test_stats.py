@@ -1,7 +1,9 @@
+from itertools import combinations
 from statistics import NormalDist
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from quant.stats import (
     alpha_per_look,
@@ -9,6 +11,7 @@ from quant.stats import (
     cautious_interval,
     holm,
     mcnemar_exact,
+    mean_interval,
     paired,
     pass_at_k,
     score_interval,
@@ -44,6 +47,49 @@ def test_mcnemar_is_a_fair_coin_over_discordant_pairs():
     assert mcnemar_exact(0, 0) == 1.0
     assert mcnemar_exact(5, 0) == 2 / 2**5
     assert mcnemar_exact(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 3), (1, 9), (7, 7), (12, 30), (140, 100)])
+def test_mcnemar_is_scipys_binomial_test(gained, lost):
+    expected = scipy.stats.binomtest(gained, gained + lost).pvalue
+    assert mcnemar_exact(gained, lost) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("correct", range(7))
+@pytest.mark.parametrize("k", range(1, 7))
+def test_pass_at_k_is_the_share_of_all_draws_that_hold_a_right_one(correct, k):
+    samples = [True] * correct + [False] * (6 - correct)
+    draws = [any(draw) for draw in combinations(samples, k)]
+    assert pass_at_k(6, correct, k) == pytest.approx(sum(draws) / len(draws))
+
+
+# Coverage by simulation: 95 % intervals hold the truth in about 95 of 100 samples. A proportion's
+# moves with where the counts fall, so for one share it may be a little less.
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.9])
+def test_wilson_holds_the_true_share(share):
+    drawn = np.random.default_rng(2).binomial(150, share, size=4000)
+    held = [wilson(int(n), 150).low <= share <= wilson(int(n), 150).high for n in drawn]
+    assert 0.93 <= np.mean(held) <= 0.98
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0.1, 0.1), (0.2, 0.05), (0.03, 0.08)])
+def test_the_paired_interval_holds_the_true_difference(gained, lost):
+    draws = np.random.default_rng(3).multinomial(150, [gained, lost, 1 - gained - lost], size=1500)
+    held = []
+    for up, down, _ in draws:
+        same = [True] * (150 - up - down)
+        found = paired(
+            [*same, *[False] * up, *[True] * down], [*same, *[True] * up, *[False] * down]
+        )
+        held.append(found.interval.low <= gained - lost <= found.interval.high)
+    assert 0.93 <= np.mean(held) <= 0.98
+
+
+def test_the_bootstrap_of_a_mean_holds_the_true_mean(monkeypatch):
+    monkeypatch.setattr("quant.stats.RESAMPLES", 1000)
+    draws = np.random.default_rng(4).beta(2, 3, size=(600, 40))
+    held = [mean_interval(list(row), 0.95, seed=n) for n, row in enumerate(draws)]
+    assert 0.92 <= np.mean([low <= 0.4 <= high for low, high in held]) <= 0.97
 
 
 def test_pass_at_k_is_the_unbiased_estimator():

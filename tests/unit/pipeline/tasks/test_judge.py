@@ -113,3 +113,18 @@ OTHER = ["B", "(B) not C", "Cat", "A C", "two", "C or D", "BC", "", "cc"]
 def test_a_choice_is_its_letter_alone_or_before_its_text(answer, right):
     problem = Problem(question="Which?", answer="C", family="own", scorer="choice")
     assert judge_module.is_right(problem, answer) is right
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("Paris.\n\nIt lies on the Seine.", True),
+        ("<think>\nParis or Lyon?\n</think>\nIt is Lyon.\n\nA fine town.", False),
+        ("First I thought of Paris.\nAnswer: Lyon", False),
+        ("It is Lyon.", False),
+    ],
+)
+def test_an_answer_that_is_to_contain_a_word_need_not_end_with_it(judge, text, right):
+    problem = Problem(question="Capital?", answer="Paris", family="general", scorer="contains")
+    said = Completion(text=text, finish="stop", prompt_tokens=1, completion_tokens=1)
+    assert judge.verdict(problem, said).passed is right

@@ -213,6 +213,35 @@ def test_who_hangs_up_while_waiting_is_forgotten(server):
     assert free_again(server) < 1.0
 
 
+def test_the_model_stops_writing_for_who_hung_up(tmp_path):
+    """One slot: the next one is answered at once, not when the long answer would have ended."""
+    with (
+        served(write_bundle(tmp_path), "--slots", "1", "--threads", "1") as server,
+        server.client() as client,
+    ):
+
+        def takes_s(body):
+            started_s = time.monotonic()
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
+            return time.monotonic() - started_s
+
+        whole_s = takes_s(LONG)
+        leave(server, "midst")
+        assert takes_s(LONG | {"max_tokens": 1}) < whole_s / 2
+
+
+def test_a_draft_changes_speed_and_no_word(tmp_path):
+    twin = json.loads((write_bundle(tmp_path) / "chat.json").read_text())["speakers"][0]
+    write_bundle(tmp_path, twin | {"name": "twin"})
+    with served(tmp_path, "--draft", NAME) as server, server.client() as client:
+        body = LONG | {"max_tokens": 40}
+        drafted, alone = (
+            client.post("/v1/chat/completions", json=body | {"model": name}).json()
+            for name in ("twin", NAME)
+        )
+        assert drafted["choices"] == alone["choices"]
+
+
 def test_a_killed_model_turns_health_red_and_comes_back(server):
     restarts = server.model_pid()
     os.kill(restarts, signal.SIGKILL)
@@ -252,6 +281,8 @@ def test_a_key_is_asked_on_every_route_but_health(tmp_path):
             assert client.get("/health").status_code == 200
             for route in ("/v1/models", "/metrics", "/openapi.json"):
                 assert client.get(route).status_code == 401
+        with server.client(headers={"Authorization": "Bearer secrets"}) as client:
+            assert client.get("/v1/models").status_code == 401
         with server.client(headers={"Authorization": "Bearer secret"}) as client:
             assert client.get("/v1/models").status_code == 200
 
@@ -312,7 +343,12 @@ def test_both_files_of_a_bundle_answer_the_same_question_alike(smoke):
             message = answer["choices"][0]["message"]
             assert answer["model"] == name
             assert message["content"].startswith("Answer:")
+            assert "Answer:" not in message["reasoning_content"]
+            assert message["reasoning_content"].strip()
             assert 0 < answer["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 16
+            body = {"model": name, "messages": question, "max_tokens": 128, "budget_forcing": 1}
+            forced = http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
+            assert "Wait" in forced["reasoning_content"]
 
 
 def test_a_model_that_hangs_is_ended_and_started_again(monkeypatch, tmp_path):

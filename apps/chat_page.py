@@ -214,7 +214,7 @@ def _column(names: list[str], index: int) -> Column:
     with gr.Column(min_width=280, visible=index < SHOWN_FIRST) as whole:
         choice = gr.Dropdown([NOBODY, *names], value=chosen, label=f"Model {index + 1}")
         weight = gr.HTML()
-        with gr.Accordion("Reasoning", open=True):
+        with gr.Accordion("Reasoning", open=False):
             reasoning = gr.HTML(elem_classes="reasoning")
         answer = gr.HTML(label="Answer", elem_classes="answer")
         figures = gr.HTML()

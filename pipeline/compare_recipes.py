@@ -1,28 +1,38 @@
 """The published methods side by side: one student a recipe, all asked the same.
 
     python -m pipeline.compare recipes [--run FOLDER] [--recipes plain r1 …] [--items 152]
+        [--suite-share 0.4]
 
 Each recipe of `pipeline/recipes/embedded/` runs to its last training stage in a folder of its own;
-an answer of the teacher that two recipes want is asked once. Writes `FOLDER/recipes.json` and
-`FOLDER/recipes.md`. What a student answered is kept, its weights are not.
+an answer of the teacher that two recipes want is asked once. The base student is asked the same.
+Writes `FOLDER/recipes.json` and `FOLDER/recipes.md`. What a student answered is kept, its weights
+are not.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 
 from pydantic import ValidationError
 
 from pipeline.all import execute, stages
-from pipeline.examine import ON_POLICY_STAGE, SFT_STAGE, checkpoint_rung, examine
+from pipeline.answer_pool import pooled
+from pipeline.examine import (
+    ON_POLICY_STAGE,
+    SFT_STAGE,
+    Rung,
+    base_rung,
+    checkpoint_rung,
+    examine,
+)
 from pipeline.ladder import Judged
 from pipeline.ledger import ASKING
 from pipeline.memory import give_back_memory, keep_freed_memory
-from pipeline.methods_table import Method, sentences, table
+from pipeline.methods_table import UNTAUGHT, Method, sentences, table
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import FOLDER, find_recipe, load_recipe
@@ -65,6 +75,8 @@ def compare_recipes(
     for name, recipe in recipes.items():
         progress.say(f"recipe {name}")
         methods.append(_method(root, name, recipe, items, suites, progress))
+    name, recipe = next(iter(recipes.items()))
+    methods.insert(0, _untaught(root, name, recipe, items, suites, progress))
     write_json(root / "recipes.json", [m.model_dump(mode="json") for m in methods])
     write_file(root / "recipes.md", f"{table(methods)}\n{sentences(methods)}\n")
     return methods
@@ -88,9 +100,12 @@ def _method(
         known = _known(run, recipe, last, items, suites)
         if known is not None:
             return known
-        with _pooled(root / POOL, run.root):
+        with pooled(root / POOL, run.root):
             execute(run, recipe, progress, until=last)
-        rows = _asked(run, recipe, last, problems[:items], suites, progress)
+        options = recipe.evaluate.model_copy(update={"k_items": 0})
+        rung = checkpoint_rung(run.root / last, recipe.asked_student, options)
+        folder = run.root / "evaluated"
+        rows = _asked(run.root, recipe, rung, folder, problems[:items], suites, progress)
         write_records(run.root / ASKED, rows)
         method = _measured(run, recipe, last, items, suites, rows)
         write_json(run.root / METHOD, method.model_dump(mode="json"))
@@ -128,54 +143,41 @@ def _known(
     return found if found.fingerprint == _fingerprint(run, recipe, last, items, suites) else None
 
 
-@contextmanager
-def _pooled(pool: Path, root: Path) -> Iterator[None]:
-    """The teacher's answers that earlier recipes paid for, and this one's for those to come."""
-    logs = {pool / f"{name}.jsonl": root / name / SCRATCH / "answers.jsonl" for name in ASKING}
-    for common, own in logs.items():
-        _grown(common, own)
-    try:
-        yield
-    finally:
-        for common, own in logs.items():
-            _grown(own, common)
-
-
-def _grown(source: Path, target: Path) -> None:
-    """`target` with the lines of `source` that it lacks."""
-    if not source.exists():
-        return
-    there = _whole_lines(target) if target.exists() else []
-    known = set(there)
-    more = [line for line in _whole_lines(source) if line not in known]
-    if more:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_file(target, b"".join([*there, *more]))
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    """Without a last one that a kill cut."""
-    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+def _untaught(
+    root: Path,
+    name: str,
+    recipe: Recipe,
+    items: int,
+    suites: tuple[Suites, Path],
+    progress: Progress,
+) -> Method:
+    """The base student, asked the same; `name`: a recipe that is done."""
+    progress.say(UNTAUGHT)
+    run = root / name
+    problems = list(read_records(run / "01-problems" / "eval.jsonl", Problem))[:items]
+    options = recipe.evaluate.model_copy(update={"k_items": 0})
+    rung = base_rung(recipe.student, options)
+    rows = _asked(run, recipe, rung, root / "base", problems, suites, progress)
+    return _method_of(UNTAUGHT, "", rows, supervised=0, teacher=0, took_s=0.0)
 
 
 def _asked(
-    run: RunDir,
+    run: Path,
     recipe: Recipe,
-    last: str,
+    rung: Rung,
+    folder: Path,
     problems: Sequence[Problem],
     suites: tuple[Suites, Path],
     progress: Progress,
 ) -> list[Asked]:
+    """`run`: the problems and traces. `folder`: what was answered is kept there."""
     options = recipe.evaluate.model_copy(update={"k_items": 0})
-    rung = checkpoint_rung(run.root / last, recipe.asked_student, options)
     context = Context.of(recipe, progress)
     keep_freed_memory(one_heap=True)
     with Judge() as judge:
-        fresh: list[Judged] = examine(
-            rung, problems, options, run.root / "evaluated", judge, context
-        )
-        questions = Questions(run.root, recipe, suites, fresh)
-        log = run.root / "evaluated" / SCRATCH / "answers.jsonl"
+        fresh: list[Judged] = examine(rung, problems, options, folder, judge, context)
+        questions = Questions(run, recipe, suites, fresh)
+        log = folder / SCRATCH / "answers.jsonl"
         rows = ask_rung(rung, questions, log, judge, context, sampled=False)
     give_back_memory()
     keep_freed_memory()
@@ -190,29 +192,40 @@ def _measured(
     suites: tuple[Suites, Path],
     rows: Sequence[Asked],
 ) -> Method:
-    found = summary(rows)
-    rung = next(iter(found["rungs"]))
     manifests = {s.name: m for s in stages(recipe) if (m := run.manifest(s)) is not None}
     fingerprint = _fingerprint(run, recipe, last, items, suites)
     assert fingerprint is not None  # the stage has just been done
-    own = [r for r in rows if r.suite == FRESH]
     names = [stage.name for stage in stages(recipe)]
     # Traces are left out: a recipe that comes later finds answers that an earlier one paid for.
     spent = names[names.index("04-examples") : names.index(last) + 1]
     practised = manifests[ON_POLICY_STAGE].counts if last == ON_POLICY_STAGE else {}
+    asked = sum(manifests[name].counts["completion_tokens"] for name in ASKING if name in manifests)
+    return _method_of(
+        run.root.name,
+        fingerprint,
+        rows,
+        supervised=manifests[SFT_STAGE].counts["supervised_tokens"],
+        teacher=asked + practised.get("teacher_tokens", 0),
+        took_s=sum(manifests[name].took_s for name in spent),
+    )
+
+
+def _method_of(
+    name: str, fingerprint: str, rows: Sequence[Asked], supervised: int, teacher: int, took_s: float
+) -> Method:
+    found = summary(rows)
+    rung = next(iter(found["rungs"]))
+    own = [r for r in rows if r.suite == FRESH]
     return Method(
-        name=run.root.name,
+        name=name,
         fingerprint=fingerprint,
         right={r.item: r.verdict.passed for r in own if r.verdict.passed is not None},
-        suites={name: cells[rung]["whole"] for name, cells in found["suites"].items()},
+        suites={suite: cells[rung]["whole"] for suite, cells in found["suites"].items()},
         rung=found["rungs"][rung],
         answer_tokens=round(mean(r.completion.completion_tokens for r in own), 1),
-        supervised_tokens=manifests[SFT_STAGE].counts["supervised_tokens"],
-        teacher_tokens=sum(
-            manifests[name].counts["completion_tokens"] for name in ASKING if name in manifests
-        )
-        + practised.get("teacher_tokens", 0),
-        minutes=round(sum(manifests[name].took_s for name in spent) / 60, 1),
+        supervised_tokens=supervised,
+        teacher_tokens=teacher,
+        minutes=round(took_s / 60, 1),
     )
 
 

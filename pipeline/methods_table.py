@@ -25,6 +25,8 @@ HEAD = [
     "training minutes",
 ]
 PLAIN = "plain"
+# The base student's row.
+UNTAUGHT = "base student"
 ALPHA = 0.05
 
 
@@ -59,11 +61,16 @@ def table(methods: Sequence[Method]) -> str:
 
 
 def sentences(methods: Sequence[Method]) -> str:
-    """What the items allow to say of each recipe beside `plain`: McNemar at 5 % over all (Holm)."""
+    """What the items allow to say of each recipe beside `plain`: McNemar at 5 % over all (Holm).
+
+    The base student is no recipe.
+    """
     plain = next((m for m in methods if m.name == PLAIN), None)
     if plain is None:
         return ""
-    others = {m.name: against(plain.right, m.right) for m in methods if m.name != PLAIN}
+    others = {
+        m.name: against(plain.right, m.right) for m in methods if m.name not in (PLAIN, UNTAUGHT)
+    }
     found = {name: difference for name, difference in others.items() if difference is not None}
     p_values = holm({name: difference["p_value"] for name, difference in found.items()})
     said: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}

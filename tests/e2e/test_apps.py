@@ -147,11 +147,11 @@ def test_in_a_browser_both_columns_stream_fold_stop_and_switch(tmp_path):
         assert page.locator(".said script, .said img").count() == 0
 
         reasoning = page.locator(".reasoning").first
-        expect(reasoning).to_be_visible()
-        page.get_by_role("button", name="Reasoning").first.click()
         expect(reasoning).to_be_hidden()
         page.get_by_role("button", name="Reasoning").first.click()
         expect(reasoning).to_be_visible()
+        page.get_by_role("button", name="Reasoning").first.click()
+        expect(reasoning).to_be_hidden()
 
         page.get_by_label("Model 2").click()
         page.get_by_role("option", name="(nobody)").click()

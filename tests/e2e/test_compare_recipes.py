@@ -69,8 +69,11 @@ def compared(tmp_path_factory):
 def test_every_method_is_taught_its_own_way_and_asked_the_same(compared):
     folder, done = compared
     found = {m["name"]: m for m in json.loads((folder / "run" / "recipes.json").read_text())}
-    assert list(found) == list(NAMES)
+    assert list(found) == ["base student", *NAMES]
     assert found["r1"]["right"].keys() == found["s1"]["right"].keys()
+    assert found["base student"]["right"].keys() == found["s1"]["right"].keys()
+    assert found["base student"]["supervised_tokens"] == 0
+    assert "| base student |" in done.stdout
     assert len(found["r1"]["right"]) == 8
     for name in NAMES:
         rows = list(read_records(folder / "run" / name / "asked.jsonl", Asked))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.compare_recipes import _grown, _pooled, built_in
+from pipeline.answer_pool import grown, pooled
+from pipeline.compare_recipes import built_in
 from pipeline.methods_table import HEAD, Method, rows, sentences, table
 from pipeline.recipe_files import FOLDER, find_recipe, load_recipe
 
@@ -43,6 +44,7 @@ def test_only_what_the_interval_allows_is_said():
         "not told apart from plain by 100 items: gkd."
     )
     assert sentences(METHODS[1:]) == ""
+    assert sentences([method("base student", 2), *METHODS]) == sentences(METHODS)
 
 
 def test_what_one_of_many_shows_by_luck_is_not_said():
@@ -61,19 +63,19 @@ def test_answers_are_pooled_and_none_is_lost(tmp_path):
     own.write_text("b\n")
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / "02-traces.jsonl").write_text("a\nb\n")
-    with _pooled(tmp_path / "pool", tmp_path / "run"):
+    with pooled(tmp_path / "pool", tmp_path / "run"):
         assert own.read_text() == "b\na\n"
         with own.open("a") as log:
             log.write("c\n")
     assert (tmp_path / "pool" / "02-traces.jsonl").read_text() == "a\nb\nc\n"
-    _grown(tmp_path / "nowhere", own)
+    grown(tmp_path / "nowhere", own)
     assert own.read_text() == "b\na\nc\n"
 
 
 def test_a_line_that_a_kill_cut_is_not_made_a_whole_one(tmp_path):
     (tmp_path / "pool").write_text("a\nb\ncu")
     (tmp_path / "own").write_text("d\ncu")
-    _grown(tmp_path / "pool", tmp_path / "own")
+    grown(tmp_path / "pool", tmp_path / "own")
     assert (tmp_path / "own").read_text() == "d\na\nb\n"
 
 

@@ -1,14 +1,16 @@
 """Suites as data: what they hold, in which words they ask, and what is refused."""
 
 import argparse
+import json
 
 import pytest
 
 from pipeline.compare_recipes import add_arguments
+from pipeline.recipe import DatasetOptions
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.tasks.gym import family_problems
 from pipeline.tasks.judge import Judge
-from pipeline.transfer_suites import Style, load_suites, styled, suite_problems
+from pipeline.transfer_suites import Style, Suite, load_suites, styled, suite_problems
 from serve.errors import RecipeError
 from serve.messages import Completion, Message
 
@@ -36,6 +38,26 @@ def test_what_a_run_knows_is_not_asked():
     again = suite_problems(harder, folder, 1, known)
     assert len(again) == 80
     assert not known & {p.question for p in again}
+
+
+def test_the_benchmarks_name_their_data_sets():
+    suites, _ = load_suites("benchmarks")
+    named = {s.name: [(d.name, d.config, d.split) for d in s.datasets] for s in suites.suite}
+    assert named == {
+        "GSM8K": [("openai/gsm8k", "main", "test")],
+        "MATH-500": [("HuggingFaceH4/MATH-500", None, "test")],
+        "AIME 2024": [("HuggingFaceH4/aime_2024", None, "train")],
+        "GPQA Diamond": [("Idavidrein/gpqa", "gpqa_diamond", "train")],
+    }
+
+
+def test_a_suite_of_a_data_set_asks_its_items_in_order_of_key(tmp_path):
+    rows = [{"question": f"What is {n} + 1?", "answer": f"{n + 1}"} for n in range(8)]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    suite = Suite(name="mine", items=5, datasets=(DatasetOptions(name=str(tmp_path)),))
+    problems = suite_problems(suite, tmp_path, 1, {"What is 3 + 1?"})
+    assert len(problems) == 5
+    assert [p.key for p in problems] == sorted(p.key for p in problems)
 
 
 def test_a_suite_of_a_file_is_asked_whole_even_where_it_was_trained_on():

@@ -24,6 +24,10 @@ from pipeline.records import Problem, content_key
 from pipeline.run import SCRATCH, Context, Manifest, RunDir, Stage
 from pipeline.store import write_file, write_json
 from pipeline.tasks.judge import Judge
+from pipeline.transfer import ask_rung
+from pipeline.transfer_questions import Questions
+from pipeline.transfer_suites import Suites
+from pipeline.transfer_summary import right_by_suite
 from serve.errors import DataError
 from serve.messages import Record
 
@@ -37,7 +41,7 @@ class Trained(Record):
     """What one student was taught, at which cost, and which items it got right.
 
     `supervised_tokens` are those of all epochs together, `tokens_per_trace` those that its view
-    takes of a trace in one.
+    takes of a trace in one. `right` is by item, `suites` by suite and item.
     """
 
     fingerprint: str
@@ -49,6 +53,7 @@ class Trained(Record):
     mean_answer_tokens: float
     right: dict[str, bool]
     tokens_per_trace: float
+    suites: dict[str, dict[str, bool]]
 
     @property
     def accuracy(self) -> float:
@@ -60,13 +65,15 @@ def trained(
     root: Path,
     recipe: Recipe,
     problems: Sequence[Problem],
+    suites: tuple[Suites, Path],
     progress: Progress,
     supervised_tokens: int | None = None,
 ) -> Trained:
     """Teach a student below `root` by `recipe` and examine it, unless that was done already.
 
-    `base` has the problems and traces. `supervised_tokens`: epochs are raised until about so many
-    were learned from. Raises DataError when the recipe's view can make no example of the traces.
+    `base` has the problems and traces; `suites` are asked beside `problems`. `supervised_tokens`:
+    epochs are raised until about so many were learned from. Raises DataError when the recipe's view
+    can make no example of the traces.
     """
     run = RunDir(root)
     with run.locked(), run.logged():
@@ -75,14 +82,18 @@ def trained(
         hand_on(run.root / EXAMPLES_STAGE / SCRATCH / MEASURED, root.parent / MEASURED)
         made = _manifest(run, recipe, EXAMPLES_STAGE)
         recipe = _with_epochs(recipe, made.counts["supervised_tokens"], supervised_tokens)
-        asked = content_key(recipe.asked_student.system, recipe.evaluate.model_dump(mode="json"))
+        asked = content_key(
+            recipe.asked_student.system,
+            recipe.evaluate.model_dump(mode="json"),
+            suites[0].model_dump(mode="json"),
+        )
         stage = _stage(recipe, SFT_STAGE)
         planned = run.fingerprint(stage, {EXAMPLES_STAGE: made}, recipe.run.seed)
         fingerprint = content_key(planned, asked, sorted(p.key for p in problems))
         known = _known(root / TRAINED, fingerprint)
         if known is None:
             execute(run, recipe, progress, until=SFT_STAGE)
-            known = _examined(run, recipe, problems, fingerprint, progress)
+            known = _examined(run, recipe, problems, suites, fingerprint, progress)
             write_json(root / TRAINED, known.model_dump(mode="json"))
             # 270 MB a student, and a study has dozens.
             (root / SFT_STAGE / "model.safetensors").unlink()
@@ -136,6 +147,7 @@ def _examined(
     run: RunDir,
     recipe: Recipe,
     problems: Sequence[Problem],
+    suites: tuple[Suites, Path],
     fingerprint: str,
     progress: Progress,
 ) -> Trained:
@@ -145,6 +157,9 @@ def _examined(
     context = Context.of(recipe, progress)
     with Judge() as judge:
         judged = examine(rung, problems, options, run.root / "evaluated", judge, context)
+        questions = Questions(run.root, recipe, suites, [])
+        log = run.root / "evaluated" / SCRATCH / "suites.jsonl"
+        rows = ask_rung(rung, questions, log, judge, context, sampled=False)
     give_back_memory()
     keep_freed_memory()
     done = _manifest(run, recipe, SFT_STAGE)
@@ -158,4 +173,5 @@ def _examined(
         mean_answer_tokens=round(mean(j.completion.completion_tokens for j in judged), 1),
         right=greedy(judged),
         tokens_per_trace=_manifest(run, recipe, EXAMPLES_STAGE).counts["tokens_per_trace"],
+        suites=right_by_suite(rows),
     )

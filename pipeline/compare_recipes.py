@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 
@@ -42,7 +41,7 @@ from pipeline.store import read_records, write_file, write_json, write_records
 from pipeline.tasks.judge import Judge
 from pipeline.transfer import ask_rung
 from pipeline.transfer_questions import Questions
-from pipeline.transfer_suites import Suites
+from pipeline.transfer_suites import Suites, add_suites
 from pipeline.transfer_summary import FRESH, Asked, summary
 from serve.errors import DataError
 
@@ -229,22 +228,11 @@ def _method_of(
     )
 
 
-def _part(text: str) -> float:
-    with suppress(ValueError):
-        share = float(text)
-        if 0 < share <= 1:
-            return share
-    raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python -m pipeline.compare recipes` takes."""
     names = built_in()
     parser.add_argument("--run", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--recipes", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--items", type=int, default=152, help="fresh items a student")
-    parser.add_argument("--suites", default=EMBEDDED, help="a TOML file, or a built-in name")
-    parser.add_argument(
-        "--suite-share", type=_part, default=1.0, help="of the suites' items, 1.0: all"
-    )
+    add_suites(parser, share=1.0)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")

@@ -29,6 +29,7 @@ from pipeline.records import Problem, Trace
 from pipeline.run import Context, RunDir
 from pipeline.store import read_records, write_file, write_json
 from pipeline.tasks.judge import Judge
+from pipeline.transfer_suites import Suites, add_suites, load_suites
 from pipeline.views import VIEWS
 from serve.errors import DataError, Interrupted, RetortError
 
@@ -45,6 +46,7 @@ def study(
     sizes: Sequence[int],
     views: Sequence[str],
     items: int,
+    suites: tuple[Suites, Path],
     progress: Progress,
 ) -> list[Taught]:
     """Teach and examine a student for every view, size and arm."""
@@ -55,15 +57,16 @@ def study(
     if max(sizes) > kept:
         raise DataError(f"{max(sizes)} traces a student wanted, {kept} kept in {run.root}")
     found = []
+    asked = (problems, suites)
     for size in sizes:
-        reference = _teach(run, recipe, REFERENCE, "traces", size, problems, progress)
+        reference = _teach(run, recipe, REFERENCE, "traces", size, asked, progress)
         budget = reference.supervised_tokens
         for view in views:
             for arm in ("traces", "tokens"):
                 tokens = budget if arm == "tokens" and view != REFERENCE else None
                 progress.say(f"{size} traces, {arm}: {view}")
                 try:
-                    student = _teach(run, recipe, view, arm, size, problems, progress, tokens)
+                    student = _teach(run, recipe, view, arm, size, asked, progress, tokens)
                 except DataError as error:
                     found.append(Taught(view, arm, size, None, str(error).replace("\n", "; ")))
                     continue
@@ -77,7 +80,7 @@ def _teach(
     view: str,
     arm: Arm,
     size: int,
-    problems: Sequence[Problem],
+    asked: tuple[Sequence[Problem], tuple[Suites, Path]],
     progress: Progress,
     tokens: int | None = None,
 ) -> Trained:
@@ -89,7 +92,7 @@ def _teach(
     changed = recipe.model_copy(update={"supervise": options})
     # What is the same in both arms is one student.
     name = f"{size}-{'tokens' if tokens is not None else 'traces'}-{view}"
-    return trained(run, run.root / FOLDER / name, changed, problems, progress, tokens)
+    return trained(run, run.root / FOLDER / name, changed, *asked, progress, tokens)
 
 
 def untaught(
@@ -117,7 +120,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipe = load_recipe(find_recipe(options.recipe), tuple(options.set))
         run = RunDir(options.run or Path("runs") / recipe.run.name)
-        found = study(run, recipe, options.traces, options.views, options.items, progress)
+        suites, folder = load_suites(options.suites)
+        # Suites alone: no styles, which would be asked of every student.
+        asked = (suites.fewer(options.suite_share).model_copy(update={"style": ()}), folder)
+        wanted = (options.traces, options.views, options.items)
+        found = study(run, recipe, *wanted, asked, progress)
         problems = list(read_records(run.root / "01-problems" / "eval.jsonl", Problem))
         base = untaught(run, recipe, problems[: options.items], progress)
     except RetortError as error:
@@ -147,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--traces", type=int, nargs="+", default=[40, 80], metavar="N")
     parser.add_argument("--views", nargs="+", choices=list(VIEWS), default=list(VIEWS))
     parser.add_argument("--items", type=int, default=150, help="evaluation items a student")
+    add_suites(parser, share=0.25)
     parser.add_argument("--margin", type=float, default=5.0, help="points that may be lost")
     return parser
 

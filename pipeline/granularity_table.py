@@ -23,6 +23,7 @@ HEAD = [
     "accuracy",
     "against the best",
     "points a 1,000 tokens",
+    "suites",
     "answer tokens",
     "minutes",
 ]
@@ -96,7 +97,9 @@ def table(found: Sequence[Taught], base: dict[str, bool], margin_points: float) 
     """Markdown, a table a part."""
     items = len(base)
     share = sum(base.values()) / items
-    lines = [f"{items} fresh items; base student {100 * share:.1f} %."]
+    lines = [
+        f"{items} fresh items; base student {100 * share:.1f} %. Intervals: 95 % each; suites: %."
+    ]
     for arm, size, part in parts_of(found):
         said = judge(part, base, margin_points)
         lines += ["", f"**{size} traces of view full, {EQUAL[arm]}**", "", _row(HEAD)]
@@ -111,7 +114,7 @@ def _cells(taught: Taught, said: Judgement | None, base_share: float) -> list[st
         return [taught.view, taught.reason, *[""] * (len(HEAD) - 2)]
     low, high = wilson(sum(student.right.values()), len(student.right))
     difference, (worst, most) = said.differences[taught.view]
-    gained = 100 * (student.accuracy - base_share) / (student.supervised_tokens / 1000)
+    gained = _points_a_thousand(student, base_share)
     return [
         taught.view,
         f"{student.examples} x {student.epochs}",
@@ -121,9 +124,18 @@ def _cells(taught: Taught, said: Judgement | None, base_share: float) -> list[st
         if taught.view == said.best
         else f"{100 * difference:+.1f} [{100 * worst:+.1f}, {100 * most:+.1f}]",
         f"{gained:+.2f}",
+        ", ".join(
+            f"{name} {100 * sum(right.values()) / len(right):.0f}"
+            for name, right in student.suites.items()
+            if right
+        ),
         f"{student.mean_answer_tokens:.0f}",
         f"{student.took_s / 60:.1f}",
     ]
+
+
+def _points_a_thousand(student: Trained, base_share: float) -> float:
+    return 100 * (student.accuracy - base_share) / (student.supervised_tokens / 1000)
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -131,8 +143,9 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def sentences(found: Sequence[Taught], base: dict[str, bool], margin_points: float) -> str:
-    """One claim a part, no stronger than its intervals."""
+    """One claim a part, no stronger than its intervals, each of which holds by itself."""
     lines = []
+    share = sum(base.values()) / len(base)
     for arm, size, part in parts_of(found):
         said = judge(part, base, margin_points)
         place = f"{size} traces, {EQUAL[arm]}"
@@ -149,9 +162,11 @@ def sentences(found: Sequence[Taught], base: dict[str, bool], margin_points: flo
                 f"{margin_points:g} points of it and to be better than the base student."
             )
         else:
+            smallest = next(t.student for t in part if t.view == said.smallest and t.student)
             lines.append(
                 f"- {place}: the smallest supervision that still transfers is {said.smallest}: "
-                f"within {margin_points:g} points of the best, {said.best}."
+                f"within {margin_points:g} points of the best, {said.best}; "
+                f"{_points_a_thousand(smallest, share):+.2f} points a 1,000 supervised tokens."
             )
     return "\n".join(lines) + "\n"
 

@@ -6,8 +6,10 @@ problems) and styles, ways to ask the same problem. Built-in files lie in `pipel
 
 from __future__ import annotations
 
+import argparse
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
@@ -107,6 +109,25 @@ def load_suites(name: str) -> tuple[Suites, Path]:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])
         raise RecipeError(f"{path.name}: {place}: {fault['msg']}") from error
+
+
+def _part(text: str) -> float:
+    with suppress(ValueError):
+        share = float(text)
+        if 0 < share <= 1:
+            return share
+    raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+
+
+def add_suites(parser: argparse.ArgumentParser, share: float) -> None:
+    """`--suites` and `--suite-share`, of which `share` is the default."""
+    parser.add_argument("--suites", default="embedded", help="a TOML file, or a built-in name")
+    parser.add_argument(
+        "--suite-share",
+        type=_part,
+        default=share,
+        help=f"of suites' items (default: {share:g})",
+    )
 
 
 def suite_problems(suite: Suite, folder: Path, seed: int, known: set[str]) -> list[Problem]:

@@ -108,6 +108,12 @@ def _right(rows: Iterable[Asked]) -> dict[str, bool]:
     return {r.item: r.verdict.passed for r in rows if r.verdict.passed is not None}
 
 
+def right_by_suite(rows: Sequence[Asked]) -> dict[str, dict[str, bool]]:
+    """Suite -> item -> right or wrong, of answers that could be judged."""
+    suites = dict.fromkeys(r.suite for r in rows)
+    return {suite: _right(r for r in rows if r.suite == suite) for suite in suites}
+
+
 def _share(right: dict[str, bool]) -> dict[str, Any] | None:
     if not right:
         return None

@@ -14,11 +14,18 @@ from pipeline.store import read_records
 from tests.e2e.conftest import ROOT
 
 pytestmark = pytest.mark.slow
+SUITES = """
+[[suite]]
+name = "related"
+items = 12
+families = [{ name = "lcm", options = { max_value = 20 }, reason = "the same factors" }]
+"""
 
 
 def granularity(root, *more):
     command = [sys.executable, "-m", "pipeline.granularity", "smoke", "--run", str(root)]
     arguments = ["--traces", "6", "--views", "full", "steps", "--items", "8"]
+    arguments += ["--suites", str(root.parent / "suites.toml")]
     return subprocess.run(
         [*command, *arguments, "--set", "sft.epochs=1", *more],
         capture_output=True,
@@ -33,6 +40,7 @@ def granularity(root, *more):
 @pytest.fixture(scope="module")
 def studied(smoke, tmp_path_factory):
     root = tmp_path_factory.mktemp("study") / "run"
+    (root.parent / "suites.toml").write_text(SUITES)
     for name in SHARED:  # some of them are optional stages
         if (smoke.root / name).exists():
             shutil.copytree(smoke.root / name, root / name)
@@ -55,6 +63,10 @@ def test_students_of_both_arms_are_taught_and_compared(studied):
     budget = equal_traces["full"]["supervised_tokens"]
     assert few["supervised_tokens"] < many["supervised_tokens"] <= 1.5 * budget
     assert all(len(s["right"]) == 8 for s in (*equal_traces.values(), *equal_tokens.values()))
+    students = [*equal_traces.values(), *equal_tokens.values()]
+    sizes = {suite: len(right) for suite, right in students[0]["suites"].items()}
+    assert sizes == {"related": 3}
+    assert all({k: len(r) for k, r in s["suites"].items()} == sizes for s in students)
     assert "| full | 6 x 1 |" in done.stdout
     assert (root / "granularity" / "granularity.svg").read_text().startswith("<svg")
 

@@ -24,6 +24,7 @@ def taught(view, right, tokens, arm="traces", examples=40, traces=40):
         mean_answer_tokens=50.0,
         right=right,
         tokens_per_trace=tokens / (3 * traces),
+        suites={"harder": {"a": True, "b": False}, "related": {}},
     )
     return Taught(view, arm, 40, student, "")
 
@@ -45,7 +46,7 @@ def test_the_smallest_that_stays_within_the_margin_is_named():
     assert said.differences["answer"][0] == pytest.approx(-0.25)
     assert sentences(part, BASE, 5.0) == (
         "- 40 traces, equal traces: the smallest supervision that still transfers is steps: within"
-        " 5 points of the best, full.\n"
+        " 5 points of the best, full; +14.83 points a 1,000 supervised tokens.\n"
     )
 
 
@@ -88,8 +89,11 @@ def test_no_claim_where_nothing_was_learned():
 def test_a_view_that_cannot_be_made_says_why():
     found = [taught("full", rights(200), 6000), Taught("errors", "traces", 40, None, "no attempt")]
     shown = table(found, BASE, 5.0)
-    assert shown.splitlines()[0] == "400 fresh items; base student 5.0 %."
-    assert "| full | 40 x 3 | 6,000 | 50.0 [45, 55] | best | +7.50 | 50 | 1.0 |" in shown
+    assert shown.splitlines()[0] == (
+        "400 fresh items; base student 5.0 %. Intervals: 95 % each; suites: %."
+    )
+    row = "| full | 40 x 3 | 6,000 | 50.0 [45, 55] | best | +7.50 | harder 50 | 50 | 1.0 |"
+    assert row in shown
     assert "| errors | no attempt |  |" in shown
     assert judge(found[1:], BASE, 5.0) is None
     stored = as_json(found, BASE, 5.0)["parts"][0]["students"]

@@ -31,7 +31,7 @@ def run_smoke(root: Path, *arguments: str) -> Finished:
         text=True,
         cwd=ROOT,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        timeout=1200,
+        timeout=2400,
         check=False,
     )
     return Finished(root, done.returncode, done.stdout, done.stderr)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from pipeline.run import file_sha256
 from tests.e2e.conftest import ROOT, run_smoke
 
@@ -53,6 +55,7 @@ def checkpoints(root: Path) -> int:
     return len(list((root / "04-sft" / "scratch").glob("checkpoints/checkpoint-*/COMPLETE")))
 
 
+@pytest.mark.heavy
 def test_killed_three_times_and_still_the_same_bytes(smoke, tmp_path):
     root = tmp_path / "smoke"
     answers = root / "02-traces" / "scratch" / "answers.jsonl"

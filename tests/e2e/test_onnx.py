@@ -57,6 +57,7 @@ def test_int8_is_near_and_says_what_it_holds(int8, reference):
     assert found.inspection.end_tokens == (2,)
 
 
+@pytest.mark.heavy
 def test_int4_rounded_on_kept_traces_is_nearer_than_the_builders_own(smoke, reference, tmp_path):
     folder = tmp_path / "student-int4"
     export(smoke.root / "04-sft", folder, "int4")

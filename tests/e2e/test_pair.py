@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 PRACTICE = ("--set", "problems.practice_per_family=30", "--set", "on_policy.method=auto")
 
@@ -22,6 +24,7 @@ def pair(*arguments):
     )
 
 
+@pytest.mark.heavy
 def test_the_embedded_pair_is_examined_and_forecast():
     done = pair(*PRACTICE)
     assert done.returncode == 0, done.stderr

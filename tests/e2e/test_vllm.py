@@ -143,6 +143,7 @@ def test_what_it_cannot_do_it_says(vllm, tmp_path):
         open_vllm(tmp_path / "a.gguf", slots=4, context_tokens=64)
 
 
+@pytest.mark.heavy
 def test_it_collects_traces_into_the_same_store(smoke, tmp_path):
     """The student as teacher of a run, in vLLM and in llama.cpp: the same questions, answers as
     often right, within what 32 draws can differ by."""

@@ -81,3 +81,30 @@ def test_a_newcomer_who_reads_long_lets_the_others_speak_in_between():
     assert steps_alone == 2
     # 64 tokens are read in each, in the third beside the two who speak.
     assert apart(written, LONG, 5)[:3] == [(0, 0, 0), (0, 0, 0), (1, 1, 0)]
+
+
+def slots_of_a_step(forgets):
+    """Which of three slots a step computes once the middle one's answer was given up."""
+    live = load_live(BASE, 3, 256, 1)
+    live._model.forgets = lambda: forgets
+    sampling = Sampling(max_tokens=64, temperature=0.0, seed=0)
+    for key in "abc":
+        live.admit(key, Request(key=key, messages=(), sampling=sampling, begun=SHORT + key))
+    while min(len(talk.answer.ids) for talk in live._talks.values()) < FIRST_TOKENS + 2:
+        live.step()
+    live.cancel(next(key for key, talk in live._talks.items() if talk.slot == 1))
+    slots, decode = set(), live._model.decode
+
+    def seen(batch):
+        slots.update(row.sequence for row in batch)
+        decode(batch)
+
+    live._model.decode = seen
+    live.step()
+    live.close()
+    return sorted(slots)
+
+
+def test_rows_between_those_who_speak_are_filled_where_they_can_be_taken_back():
+    assert apart(slots_of_a_step, True) == [0, 1, 2]
+    assert apart(slots_of_a_step, False) == [0, 2]

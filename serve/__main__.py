@@ -18,7 +18,7 @@ from pathlib import Path
 
 import uvicorn
 
-from serve.catalogue import Entry, read_catalogue
+from serve.catalogue import CATALOGUE, Entry, read_catalogue
 from serve.errors import DataError, EngineError, RetortError, UsageError
 from serve.limits import LOOPBACK
 from serve.model_process import ModelProcess, Settings
@@ -44,7 +44,7 @@ def _serve(options: argparse.Namespace) -> int:
     local = options.host in LOOPBACK
     if not local and key is None:
         raise UsageError(f"--host {options.host} is open to others and needs --api-key")
-    entries = read_catalogue(options.bundle)
+    entries = _checkable(read_catalogue(options.bundle), options.models)
     draft = _draft(entries, options.draft)
     if options.models:
         entries = [entry for entry in entries if entry.name in options.models]
@@ -91,6 +91,17 @@ def _serve(options: argparse.Namespace) -> int:
     if down:
         raise EngineError(f"{down[0].entry.name} does not stay up: {down[0].problem}")
     return 0
+
+
+def _checkable(entries: Sequence[Entry], wanted: Sequence[str] | None) -> list[Entry]:
+    """Those whose file can be checked before it is loaded. Raises DataError for a wanted other."""
+    unknown = [entry.name for entry in entries if entry.sha256 is None]
+    asked = next((name for name in unknown if name in (wanted or ())), None)
+    if asked is not None:
+        raise DataError(f"{asked} is not served: {CATALOGUE} has no sha256 to check its file by")
+    if unknown and not wanted:
+        print(f"not served, for want of a sha256: {', '.join(unknown)}", file=sys.stderr)
+    return [entry for entry in entries if entry.sha256 is not None]
 
 
 def _draft(entries: Sequence[Entry], name: str | None) -> Entry | None:

@@ -294,6 +294,20 @@ def test_an_open_address_without_a_key_is_refused(tmp_path, capsys):
     )
 
 
+def test_a_file_that_nothing_can_check_is_not_served(tmp_path, capsys):
+    bare = {"name": "bare", "engine": "llama.cpp", "model": "hub:a/b", "sha256": None, "lead": []}
+    bundle = write_bundle(tmp_path, bare)
+    assert main([str(bundle), "--models", "bare"]) == 3
+    assert capsys.readouterr().err == (
+        "error: bare is not served: chat.json has no sha256 to check its file by\n"
+    )
+    (tmp_path / "chat.json").write_text(json.dumps({"speakers": [bare]}))
+    assert main([str(bundle)]) == 3
+    assert capsys.readouterr().err == (
+        f"not served, for want of a sha256: bare\nerror: {bundle} holds no model to serve\n"
+    )
+
+
 def test_a_draft_that_the_folder_lacks_is_refused(tmp_path, capsys):
     assert main([str(write_bundle(tmp_path)), "--draft", "tiny"]) == 2
     assert capsys.readouterr().err == (

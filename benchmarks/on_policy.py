@@ -277,7 +277,7 @@ def right_answers(run: Path, checkpoint: Path, scratch: Path) -> int:
     from pipeline.tasks.judge import Judge
 
     recipe = recipe_of(run)
-    options = recipe.evaluate.model_copy(update={"k_items": 0})
+    options = recipe.evaluate.greedy
     rung = checkpoint_rung(checkpoint, recipe.student, options)
     context = Context(SEED, Progress(), logging.getLogger("benchmark"))
     with Judge() as judge:

@@ -151,7 +151,7 @@ def _examined(
     fingerprint: str,
     progress: Progress,
 ) -> Trained:
-    options = recipe.evaluate.model_copy(update={"k_items": 0})
+    options = recipe.evaluate.greedy
     rung = checkpoint_rung(run.root / SFT_STAGE, recipe.asked_student, options)
     keep_freed_memory(one_heap=True)
     context = Context.of(recipe, progress)

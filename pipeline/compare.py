@@ -43,7 +43,7 @@ from pipeline.report_again import show_again
 from pipeline.run import SCRATCH, Context, RunDir
 from pipeline.store import read_records, write_json
 from pipeline.tasks.judge import Judge
-from pipeline.transfer_suites import load_suites
+from pipeline.transfer_suites import asked_suites
 from serve.errors import DataError, Interrupted, RetortError
 
 RIVAL = "compare/more-sft"
@@ -133,7 +133,7 @@ def spent(recipe: Recipe, rival: Path, root: Path, measure: str) -> float:
 
 def _asked(rival: Path, root: Path, recipe: Recipe, context: Context) -> list[Judged]:
     problems = list(read_records(root / "01-problems" / "eval.jsonl", Problem))
-    options = recipe.evaluate.model_copy(update={"k_items": 0})
+    options = recipe.evaluate.greedy
     keep_freed_memory(one_heap=True)
     rung = checkpoint_rung(rival / SFT_STAGE, recipe.asked_student, options)
     with Judge() as judge:
@@ -162,10 +162,8 @@ def main(arguments: list[str] | None = None) -> int:
     progress = Progress()
     try:
         if options.what == "recipes":
-            suites, folder = load_suites(options.suites)
-            wanted = (options.recipes, options.set, options.items)
-            asked = (suites.fewer(options.suite_share), folder)
-            methods = compare_recipes(options.run, *wanted, asked, progress)
+            wanted = (options.recipes, options.set, options.items, asked_suites(options))
+            methods = compare_recipes(options.run, *wanted, progress)
             print(f"{table(methods)}\n{sentences(methods)}\ntable: {options.run / 'recipes.md'}")
             return 0
         found = compare(options.run, MEASURES[options.equal_compute], progress)

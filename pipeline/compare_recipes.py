@@ -101,8 +101,7 @@ def _method(
             return known
         with pooled(root / POOL, run.root):
             execute(run, recipe, progress, until=last)
-        options = recipe.evaluate.model_copy(update={"k_items": 0})
-        rung = checkpoint_rung(run.root / last, recipe.asked_student, options)
+        rung = checkpoint_rung(run.root / last, recipe.asked_student, recipe.evaluate.greedy)
         folder = run.root / "evaluated"
         rows = _asked(run.root, recipe, rung, folder, problems[:items], suites, progress)
         write_records(run.root / ASKED, rows)
@@ -154,8 +153,7 @@ def _untaught(
     progress.say(UNTAUGHT)
     run = root / name
     problems = list(read_records(run / "01-problems" / "eval.jsonl", Problem))[:items]
-    options = recipe.evaluate.model_copy(update={"k_items": 0})
-    rung = base_rung(recipe.student, options)
+    rung = base_rung(recipe.student, recipe.evaluate.greedy)
     rows = _asked(run, recipe, rung, root / "base", problems, suites, progress)
     return _method_of(UNTAUGHT, "", rows, supervised=0, teacher=0, took_s=0.0)
 
@@ -170,7 +168,7 @@ def _asked(
     progress: Progress,
 ) -> list[Asked]:
     """`run`: the problems and traces. `folder`: what was answered is kept there."""
-    options = recipe.evaluate.model_copy(update={"k_items": 0})
+    options = recipe.evaluate.greedy
     context = Context.of(recipe, progress)
     keep_freed_memory(one_heap=True)
     with Judge() as judge:

@@ -172,7 +172,7 @@ def _verdicts(
         )
 
     verdicts = {rung.name: verdict(rung, last=not steps) for rung in rungs}
-    greedy = evaluation.model_copy(update={"k_items": 0})
+    greedy = evaluation.greedy
     with Judge() as judge:
         for look, step in enumerate(steps, start=1):
             still = [r for r in rungs if verdicts[r.name].outcome == "inconclusive"]
@@ -196,7 +196,7 @@ def _on_regression_cases(
     """Kept cases are chosen, not drawn: they may refuse a file, and say nothing of its accuracy."""
     student, evaluation, _ = config
     cases = list({p.key: p for p in read_records(inputs[REGRESSION_CASES], Problem)}.values())
-    greedy = evaluation.model_copy(update={"k_items": 0})
+    greedy = evaluation.greedy
     answers: list[Judged] = []
     with Judge() as judge:
         for rung in (checkpoint_rung(final_checkpoint(inputs), student, evaluation), *rungs):

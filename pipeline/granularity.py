@@ -29,7 +29,7 @@ from pipeline.records import Problem, Trace
 from pipeline.run import Context, RunDir
 from pipeline.store import read_records, write_file, write_json
 from pipeline.tasks.judge import Judge
-from pipeline.transfer_suites import Suites, add_suites, load_suites
+from pipeline.transfer_suites import Suites, add_suites, asked_suites
 from pipeline.views import VIEWS
 from serve.errors import DataError, Interrupted, RetortError
 
@@ -102,7 +102,7 @@ def untaught(
 
     Students of some views are asked with the brief one; to be better, they must not owe it to that.
     """
-    options = recipe.evaluate.model_copy(update={"k_items": 0})
+    options = recipe.evaluate.greedy
     keep_freed_memory(one_heap=True)
     found = []
     with Judge() as judge:
@@ -120,9 +120,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipe = load_recipe(find_recipe(options.recipe), tuple(options.set))
         run = RunDir(options.run or Path("runs") / recipe.run.name)
-        suites, folder = load_suites(options.suites)
+        suites, folder = asked_suites(options)
         # Suites alone: no styles, which would be asked of every student.
-        asked = (suites.fewer(options.suite_share).model_copy(update={"style": ()}), folder)
+        asked = (suites.model_copy(update={"style": ()}), folder)
         wanted = (options.traces, options.views, options.items)
         found = study(run, recipe, *wanted, asked, progress)
         problems = list(read_records(run.root / "01-problems" / "eval.jsonl", Problem))

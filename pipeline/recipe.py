@@ -285,6 +285,11 @@ class EvaluateOptions(Record):
         0, ge=0, le=16, description='times the end of thinking is put off by "Wait" (s1)'
     )
 
+    @property
+    def greedy(self) -> EvaluateOptions:
+        """The same without samples."""
+        return self.model_copy(update={"k_items": 0})
+
 
 class GateOptions(Record):
     margin_points: float = Field(3.0, gt=0.0, le=100.0, description="drop that may be shipped")

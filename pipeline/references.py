@@ -35,7 +35,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     traces = read_records(inputs["02-traces"] / "traces.jsonl", Trace)
     by_key = {t.problem.key: t.problem for t in traces if t.verdict.passed}
     problems = [problem for _, problem in sorted(by_key.items())]
-    alone = options.model_copy(update={"k_items": 0})
+    alone = options.greedy
     teacher_tokens = 0
     solved: dict[str, list[str]] = {problem.key: [] for problem in problems}
     keep_freed_memory(one_heap=True)

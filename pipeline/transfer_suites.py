@@ -130,6 +130,12 @@ def add_suites(parser: argparse.ArgumentParser, share: float) -> None:
     )
 
 
+def asked_suites(options: argparse.Namespace) -> tuple[Suites, Path]:
+    """What those two say, with the folder it lies in. Raises RecipeError."""
+    suites, folder = load_suites(options.suites)
+    return suites.fewer(options.suite_share), folder
+
+
 def suite_problems(suite: Suite, folder: Path, seed: int, known: set[str]) -> list[Problem]:
     """A suite's problems, sorted by key. Of families none is drawn whose question is in `known`;
     those of files and data sets stay, to be named as overlaps.

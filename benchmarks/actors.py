@@ -4,7 +4,7 @@
 
 The same teacher, prompts and file. The two processes get half of the requests each and share
 nothing; their time is that of the slower one. Everything counts: interpreters, the start of Ray,
-loading the model, writing the answers.
+loading the model, writing the answers. Only the worked examples are read before, for both.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main() -> None:
     ways = {"two processes": two_processes, "two actors": two_actors}
     took_s: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
-        # Worked examples that were read once are kept on disk: the first way would read for both.
+        # What was read of them is kept on disk: the way that comes first would read for both.
         two_processes(1, Path(folder) / "examples")
         for number in range(options.rounds):
             for name, way in ways.items():

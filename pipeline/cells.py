@@ -26,7 +26,7 @@ from pipeline.store import write_file, write_json
 from pipeline.tasks.judge import Judge
 from pipeline.transfer import ask_rung
 from pipeline.transfer_questions import Questions
-from pipeline.transfer_suites import Suites
+from pipeline.transfer_suites import Suites, suites_key
 from pipeline.transfer_summary import right_by_suite
 from serve.errors import DataError
 from serve.messages import Record
@@ -85,7 +85,7 @@ def trained(
         asked = content_key(
             recipe.asked_student.system,
             recipe.evaluate.model_dump(mode="json"),
-            suites[0].model_dump(mode="json"),
+            suites_key(suites),
         )
         stage = _stage(recipe, SFT_STAGE)
         planned = run.fingerprint(stage, {EXAMPLES_STAGE: made}, recipe.run.seed)

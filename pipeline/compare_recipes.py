@@ -41,7 +41,7 @@ from pipeline.store import read_records, write_file, write_json, write_records
 from pipeline.tasks.judge import Judge
 from pipeline.transfer import ask_rung
 from pipeline.transfer_questions import Questions
-from pipeline.transfer_suites import Suites, add_suites
+from pipeline.transfer_suites import Suites, add_suites, suites_key
 from pipeline.transfer_summary import FRESH, Asked, summary
 from serve.errors import DataError
 
@@ -127,7 +127,7 @@ def _fingerprint(
         if stage.name == last:
             break
     taught = (manifests["01-problems"].files, manifests[last].fingerprint)
-    settings = (recipe.model_dump(mode="json"), items, suites[0].model_dump(mode="json"))
+    settings = (recipe.model_dump(mode="json"), items, suites_key(suites))
     return content_key(taught, settings)
 
 

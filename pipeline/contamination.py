@@ -3,9 +3,9 @@
 Words, numbers and signs are tokens, in lower case. Three overlaps with training prompts and with
 traces: 8-grams, 13-grams (GPT-3, arXiv 2005.14165, appendix C) and near-duplicates (Jaccard
 similarity of 3-grams, Broder 1997; with a trace his containment). An n-gram that many training
-problems hold is a template of their family and says nothing; as in GPT-3, those of more than ten
-are not counted, nor those with fewer than four tokens outside of 3-grams that more than ten hold: a
-template and the first number after it.
+problems hold, in their prompts or traces, is a template of their family and says nothing; as in
+GPT-3, those of more than ten are not counted, nor those with fewer than four tokens outside of
+3-grams that more than ten hold: a template and the first number after it.
 """
 
 from __future__ import annotations
@@ -56,24 +56,17 @@ class Overlap(Record):
 
 
 class _Index:
-    """Training texts by the n-grams that are no template."""
+    """Training texts by the n-grams that are not among `templates`."""
 
-    def __init__(self, texts: Sequence[Trained], length: int) -> None:
-        self.length = length
+    def __init__(self, texts: Sequence[Trained], length: int, templates: set[Tokens]) -> None:
+        self.length, self.templates = length, templates
         self.texts: defaultdict[Tokens, list[int]] = defaultdict(list)
         self.counts: list[int] = []
-        own = [set(ngrams(tokens_of(t.text), length)) for t in texts]
-        holders = defaultdict(set)
-        for text, grams in zip(texts, own, strict=True):
-            for gram in grams:
-                holders[gram].add(text.problem)
-        spread = {gram: len(problems) for gram, problems in holders.items()}
-        for index, grams in enumerate(own):
-            rare = [gram for gram in grams if spread[gram] <= TEMPLATE_PROBLEMS]
+        for index, text in enumerate(texts):
+            rare = set(ngrams(tokens_of(text.text), length)) - templates
             self.counts.append(len(rare))
             for gram in rare:
                 self.texts[gram].append(index)
-        self.templates = {gram for gram, count in spread.items() if count > TEMPLATE_PROBLEMS}
 
     def shared(self, tokens: Tokens, telling: Sequence[bool]) -> tuple[Counter[int], int]:
         """Training text -> n-grams it shares with `tokens`; and how many count, with enough tokens
@@ -98,14 +91,26 @@ class _Index:
 def overlaps(suites: Mapping[str, Sequence[Problem]], trained: Sequence[Trained]) -> list[Overlap]:
     """At most one overlap an item of each kind, with a prompt and with a trace: the largest."""
     found: list[Overlap] = []
+    templates = {length: _templates(trained, length) for length in (SHINGLE_TOKENS, *LENGTHS)}
     for where in ("prompt", "trace"):
         texts = sorted((t for t in trained if t.where == where), key=lambda t: t.key)
-        runs = {length: _Index(texts, length) for length in LENGTHS}
-        shingles = _Index(texts, SHINGLE_TOKENS)
+        runs = {length: _Index(texts, length, templates[length]) for length in LENGTHS}
+        shingles = _Index(texts, SHINGLE_TOKENS, templates[SHINGLE_TOKENS])
         for suite, problems in suites.items():
             for problem in problems:
                 found += _of_item(suite, problem, texts, runs, shingles)
     return found
+
+
+def _templates(trained: Sequence[Trained], length: int) -> set[Tokens]:
+    """Of prompts and traces together: traces hold no question but a leaked one, whose template
+    would be rare among them."""
+    holders: defaultdict[Tokens, set[str]] = defaultdict(set)
+    for text in trained:
+        for gram in ngrams(tokens_of(text.text), length):
+            if len(holders[gram]) <= TEMPLATE_PROBLEMS:
+                holders[gram].add(text.problem)
+    return {gram for gram, problems in holders.items() if len(problems) > TEMPLATE_PROBLEMS}
 
 
 def _of_item(

@@ -7,7 +7,7 @@ is about students that sound right).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.ladder import Judged
 from pipeline.records import content_key
@@ -20,9 +20,13 @@ SWAPPED = "another's"
 WHOLE = "whole"
 
 
-def forced_beginnings(answers: Sequence[Judged]) -> dict[tuple[str, str], str]:
+def forced_beginnings(
+    answers: Sequence[Judged], references: Mapping[str, str]
+) -> dict[tuple[str, str], str]:
     """(item, name) -> how an answer is begun: after a share of the rung's own reasoning, or after
-    that of another item of the family. Items without finished reasoning are left out."""
+    that of another item of the family, which neither was answered alike nor has the item's
+    reference answer: else being right would say nothing. Items without finished reasoning are left
+    out; without such another, nothing is swapped."""
     reasoned = {
         a.item: a
         for a in sorted(answers, key=lambda a: a.item)
@@ -34,7 +38,14 @@ def forced_beginnings(answers: Sequence[Judged]) -> dict[tuple[str, str], str]:
         lines = reasoning_of(text).splitlines()
         for share in SHARES:
             begun[item, name_of(share)] = _begun(text, _cut(lines, share))
-        others = [o for o in reasoned.values() if o.family == answer.family and o.item != item]
+        said = (answer.verdict.extracted, references[item])
+        others = [
+            o
+            for o in reasoned.values()
+            if o.family == answer.family
+            and o.verdict.extracted not in said
+            and references[o.item] not in said
+        ]
         if others:
             other = min(others, key=lambda o: content_key("swapped", item, o.item))
             begun[item, SWAPPED] = _begun(text, reasoning_of(other.completion.text))

@@ -3,7 +3,7 @@
 The tokens, lengths and templates of `pipeline/contamination.py`, looked at from the other side:
 there the items of a finished run are flagged, here what would be learned is left out. Held in
 memory are the n-grams of the items, not those of the traces. An n-gram of more than
-`TEMPLATE_PROBLEMS` training problems is a template and no leak; prompts and traces count apart.
+`TEMPLATE_PROBLEMS` training problems, in prompts or traces, is a template and no leak.
 """
 
 from __future__ import annotations
@@ -135,18 +135,18 @@ class Templates:
     """The n-grams that many training problems hold."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        spread: defaultdict[tuple[Where, int, int], set[str]] = defaultdict(set)
+        spread: defaultdict[tuple[int, int], set[str]] = defaultdict(set)
         for path in paths:
             for found in read_found(path):
                 for gram in found.grams:
-                    holders = spread[found.where, found.length, gram]
+                    holders = spread[found.length, gram]
                     if len(holders) <= TEMPLATE_PROBLEMS:
                         holders.add(found.problem)
         self._known = {gram for gram, held in spread.items() if len(held) > TEMPLATE_PROBLEMS}
 
     def only(self, found: Found) -> bool:
         """Whether nothing of what is shared is more than a template."""
-        return all((found.where, found.length, gram) in self._known for gram in found.grams)
+        return all((found.length, gram) in self._known for gram in found.grams)
 
 
 def overlaps_of(path: Path, templates: Templates) -> Iterator[tuple[int, str, list[Overlap]]]:

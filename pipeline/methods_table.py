@@ -10,13 +10,11 @@ from pipeline.transfer_summary import FRESH
 from quant.stats import holm
 from serve.messages import Record
 
+# Beside the suites, which stand between the second and the third.
 HEAD = [
     "recipe",
     "fresh",
     "against plain",
-    "harder",
-    "related",
-    "general",
     "styles mean (worst)",
     "needs its reasoning",
     "answer tokens",
@@ -49,14 +47,18 @@ class Method(Record):
 
 
 def rows(methods: Sequence[Method]) -> list[list[str]]:
-    """Cells below `HEAD`; the difference stands beside the recipe named `plain`, where it ran."""
+    """The head, and a row a method; the difference stands beside the recipe named `plain`, where it
+    ran."""
     plain = next((m.right for m in methods if m.name == PLAIN), {})
-    return [_cells(method, plain) for method in methods]
+    suites = list(dict.fromkeys(s for m in methods for s in m.suites if s != FRESH))
+    head = [*HEAD[:3], *suites, *HEAD[3:]]
+    return [head, *(_cells(method, plain, suites) for method in methods)]
 
 
 def table(methods: Sequence[Method]) -> str:
     """Markdown."""
-    lines = [HEAD, ["---"] * len(HEAD), *rows(methods)]
+    head, *below = rows(methods)
+    lines = [head, ["---"] * len(head), *below]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
@@ -87,14 +89,14 @@ def sentences(methods: Sequence[Method]) -> str:
     return "; ".join(parts) + ("." if parts else "")
 
 
-def _cells(method: Method, plain: dict[str, bool]) -> list[str]:
+def _cells(method: Method, plain: dict[str, bool], suites: Sequence[str]) -> list[str]:
     difference = against(plain, method.right) if method.name != PLAIN else None
     styles, forced = method.rung["over_styles"], method.rung["forced"]
     return [
         method.name,
         _share(method, FRESH),
         _points(difference) if difference else "",
-        *(_share(method, suite) for suite in ("harder", "related", "general")),
+        *(_share(method, suite) for suite in suites),
         f"{100 * styles['mean']:.1f} ({100 * styles['worst']:.1f})" if styles else "",
         _points(forced["depends"]) if forced else "",
         f"{method.answer_tokens:.0f}",

@@ -5,12 +5,14 @@
 Reads a finished run: its evaluation's answers are used, not asked again. Each rung is opened once
 and asked the suites, the same problems in other styles, many samples of a few, and its own answers
 again with the reasoning cut short or swapped. Writes `FOLDER/transfer/` (`answers.jsonl`,
-`contamination.jsonl`, `transfer.json`, `transfer.md`) and the report anew.
+`contamination.jsonl`, `transfer.json`, `transfer.md`) and the report anew. Rungs that were asked
+the same before stay beside those asked now; other suites replace them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +32,7 @@ from pipeline.memory import give_back_memory, keep_freed_memory, start_again_on_
 from pipeline.progress import Progress
 from pipeline.quiet import quieten
 from pipeline.recipe_files import recorded_recipe
+from pipeline.records import content_key
 from pipeline.report import TRANSFER as FOLDER
 from pipeline.report import TRANSFER_SUMMARY as SUMMARY
 from pipeline.report_again import show_again
@@ -37,7 +40,7 @@ from pipeline.run import SCRATCH, Context, RunDir
 from pipeline.store import read_records, write_file, write_json, write_records
 from pipeline.tasks.judge import Judge
 from pipeline.transfer_questions import Questions
-from pipeline.transfer_suites import load_suites
+from pipeline.transfer_suites import load_suites, suites_key
 from pipeline.transfer_summary import FRESH, TEACHER, Asked, summary
 from pipeline.transfer_table import text_of
 from serve.errors import DataError, Interrupted, RetortError, UsageError
@@ -117,10 +120,13 @@ def transfer(root: Path, name: str, wanted: Sequence[str], progress: Progress) -
     answered = list(read_records(root / "08-evaluate" / "answers.jsonl", Judged))
     questions = Questions(root, recipe, suites, answered)
     log = root / FOLDER / SCRATCH / "answers.jsonl"
+    evaluated = manifest_of(root / "08-evaluate")["fingerprint"]
+    asking = content_key(evaluated, suites_key(suites))
     rows: list[Asked] = []
     keep_freed_memory(one_heap=True)
     with run.locked(), run.logged(), Judge() as judge:
         context = Context.of(recipe, progress)
+        before = _asked_before(root, asking)
         for rung in rungs:
             if not wanted or rung.name in wanted:
                 started_s = time.monotonic()
@@ -128,16 +134,32 @@ def transfer(root: Path, name: str, wanted: Sequence[str], progress: Progress) -
                 took_s = time.monotonic() - started_s
                 context.log.info("%s: all suites in %.0f s", rung.name, took_s)
                 give_back_memory()
+            elif rung.name in before:
+                rows += before[rung.name]
             elif rung.name == TEACHER:  # so that the others stand beside it
                 rows += fresh_of(questions, rung)
         flagged = questions.overlaps()
+        # Killed in between, answers would stand beside the summary of others.
+        (root / FOLDER / SUMMARY).unlink(missing_ok=True)
         write_records(root / FOLDER / "answers.jsonl", rows)
         write_records(root / FOLDER / "contamination.jsonl", flagged)
-        fingerprint = manifest_of(root / "08-evaluate")["fingerprint"]
-        found = {"fingerprint": fingerprint, **summary(rows, flagged)}
+        found = {"fingerprint": evaluated, "asking": asking, **summary(rows, flagged)}
         write_json(root / FOLDER / SUMMARY, found)
         write_file(root / FOLDER / "transfer.md", text_of(found))
         show_again(root, progress)
+    return found
+
+
+def _asked_before(root: Path, asking: str) -> dict[str, list[Asked]]:
+    """Rung -> what an earlier call kept of it; none where that asked something else."""
+    try:
+        if json.loads((root / FOLDER / SUMMARY).read_bytes())["asking"] != asking:
+            return {}
+    except (OSError, ValueError, KeyError):
+        return {}
+    found: dict[str, list[Asked]] = {}
+    for row in read_records(root / FOLDER / "answers.jsonl", Asked):
+        found.setdefault(row.rung, []).append(row)
     return found
 
 

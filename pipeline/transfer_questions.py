@@ -10,14 +10,15 @@ from pipeline.asking import request_for
 from pipeline.contamination import Overlap, Trained, overlaps
 from pipeline.examine import Rung, sampling_of
 from pipeline.forced import forced_beginnings
-from pipeline.ladder import Judged
+from pipeline.ladder import BASE, Judged
 from pipeline.recipe import EvaluateOptions, Recipe
 from pipeline.records import General, Problem, Trace, content_key
 from pipeline.store import read_records
 from pipeline.supervise import reasoning_of
 from pipeline.transfer_suites import Suites, styled, suite_problems
-from pipeline.transfer_summary import FORCED, FRESH, SAMPLES, STUDENTS, STYLES
+from pipeline.transfer_summary import FORCED, FRESH, SAMPLES, STUDENTS, STYLES, TEACHER
 from serve.messages import Message, Request, Sampling
+from serve.reasoning import FORMS, join_reasoning
 
 FORCED_TOKENS = 48
 
@@ -57,14 +58,18 @@ class Questions:
         # Imported traces have problems that no family of the recipe drew.
         taught += [t.problem for t in self.traces]
         self.trained_on = list({p.key: p for p in taught}.values())
-        known = {p.question for p in [*self.trained_on, *sides["eval"], *sides["gate"]]}
+        # Of practice too, whether or not there was any, so that all runs are asked the same.
+        known = {p.question for p in [*self.trained_on, *(p for s in sides.values() for p in s)]}
+        families = {p.family for p in self.trained_on}
         self.problems = {
-            suite.name: suite_problems(suite, folder, self.seed, known)
+            suite.name: suite_problems(suite, folder, self.seed, known, families)
             for suite in self.suites.suite
         }
         general = root / "02-general" / "general.jsonl"
         self.general = list(read_records(general, General)) if recipe.general.wanted else []
         self.answered = answered
+        self.student = recipe.asked_student
+        self.brief = self.student.system != recipe.student.system
         self.shots = _shots(self.traces)
 
     def overlaps(self) -> list[Overlap]:
@@ -97,9 +102,26 @@ class Questions:
     def _of_styles(self, rung: Rung) -> Iterator[Question]:
         for style in self.suites.style:
             for p in self.fresh[: self.suites.styles.items]:
-                messages = styled(rung.messages(p), style, self.shots.get(p.family, []))
+                shots = [self._shown(rung, s) for s in self.shots.get(p.family, ())[: style.shots]]
+                messages = styled(rung.messages(p), style, shots)
                 if messages is not None:
                     yield Question(STYLES, style.name, 0, p, self._whole(rung, messages))
+
+    def _shown(self, rung: Rung, trace: Trace) -> tuple[Message, Message]:
+        """A solved problem in the form that the rung itself answers in: a student that copies
+        another form would open a tag and never close it."""
+        answer = trace.verdict.extracted or ""
+        reasoning = reasoning_of(trace.completion.text)
+        if rung.name in (TEACHER, BASE):
+            text = f"{reasoning}\nAnswer: {answer}"
+        elif self.brief:
+            text = f"Answer: {answer}"
+        else:
+            text = join_reasoning(reasoning, answer, FORMS[self.student.tags])
+        return (
+            Message(role="user", content=trace.problem.question),
+            Message(role="assistant", content=text),
+        )
 
     def _of_samples(self, rung: Rung) -> Iterator[Question]:
         options = self.suites.samples
@@ -110,10 +132,11 @@ class Questions:
                 yield Question(SAMPLES, "", sample, p, request)
 
     def _forced(self, rung: Rung) -> Iterator[Question]:
-        by_key = {p.key: p for p in self.fresh[: self.suites.styles.items]}
+        by_key = {p.key: p for p in self.fresh[: self.suites.forced.items]}
         own = [a for a in self.own(rung) if a.item in by_key]
+        references = {key: p.answer for key, p in by_key.items()}
         short = Sampling(max_tokens=FORCED_TOKENS)
-        for (item, name), begun in forced_beginnings(own).items():
+        for (item, name), begun in forced_beginnings(own, references).items():
             p = by_key[item]
             request = request_for(rung.identity, rung.messages(p), short)
             changed = {"begun": begun, "key": content_key(request.key, begun)}
@@ -124,17 +147,11 @@ class Questions:
         return [a for a in self.answered if a.rung == rung.name and a.sample == 0]
 
 
-def _shots(traces: Sequence[Trace]) -> dict[str, list[tuple[Message, Message]]]:
-    """Right traces by family, as turns of question and answer: what few-shot prompts begin with."""
-    found: dict[str, list[tuple[Message, Message]]] = {}
-    for trace in traces:
-        if not trace.verdict.passed:  # kept by `curate.keep = "answered"`
-            continue
-        reasoning = reasoning_of(trace.completion.text)
-        text = f"{reasoning}\nAnswer: {trace.verdict.extracted or ''}"
-        turns = (
-            Message(role="user", content=trace.problem.question),
-            Message(role="assistant", content=text),
-        )
-        found.setdefault(trace.problem.family, []).append(turns)
-    return found
+def _shots(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
+    """Right traces by family, a problem's first: what few-shot prompts begin with. In the order of
+    problems, which runs over the same problems share."""
+    found: dict[str, dict[str, Trace]] = {}
+    for trace in sorted(traces, key=lambda t: (t.problem.key, t.key)):
+        if trace.verdict.passed:  # `curate.keep = "answered"` keeps wrong ones as well
+            found.setdefault(trace.problem.family, {}).setdefault(trace.problem.key, trace)
+    return {family: list(by_problem.values()) for family, by_problem in found.items()}

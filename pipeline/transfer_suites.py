@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from pipeline.tasks.gym import family_problems
 from pipeline.transfer_summary import FRESH, OTHER
 from serve.errors import RecipeError
 from serve.messages import Message, Record
+from serve.models import file_sha256
 
 FOLDER = Path(__file__).parent / "suites"
 # What is asked beside the suites stands in the same tables.
@@ -37,6 +38,7 @@ class Suite(Record):
     families: tuple[SuiteFamily, ...] = ()
     file: str | None = Field(None, description="JSONL of problems, beside the suites file")
     datasets: tuple[DatasetOptions, ...] = Field((), description="`items` drawn of each, by key")
+    untrained: bool = Field(False, description="families that the run trained on are not asked")
 
 
 class Style(Record):
@@ -55,6 +57,12 @@ class StylesOptions(Record):
     items: int = Field(30, ge=1, le=100_000, description="evaluation items asked in every style")
 
 
+class ForcedOptions(Record):
+    items: int = Field(
+        60, ge=1, le=100_000, description="evaluation items answered after cut or swapped reasoning"
+    )
+
+
 class SamplesOptions(Record):
     items: int = Field(16, ge=0, le=100_000, description="evaluation items drawn many times")
     k: int = Field(32, ge=1, le=1024, description="samples each, for pass@k")
@@ -64,6 +72,7 @@ class Suites(Record):
     suite: tuple[Suite, ...] = ()
     samples: SamplesOptions = SamplesOptions()
     styles: StylesOptions = StylesOptions()
+    forced: ForcedOptions = ForcedOptions()
     style: tuple[Style, ...] = ()
 
     @model_validator(mode="after")
@@ -77,7 +86,7 @@ class Suites(Record):
         return self
 
     def fewer(self, share: float) -> Suites:
-        """`share` of the items of every suite, style and of the samples, at least one each.
+        """`share` of the items of every suite, style, cut and of the samples, at least one each.
 
         A family's first ones stay; a suite's file is asked whole.
         """
@@ -89,6 +98,7 @@ class Suites(Record):
             update={
                 "suite": tuple(s.model_copy(update={"items": of(s.items)}) for s in self.suite),
                 "styles": self.styles.model_copy(update={"items": of(self.styles.items)}),
+                "forced": self.forced.model_copy(update={"items": of(self.forced.items)}),
                 "samples": self.samples.model_copy(update={"items": of(self.samples.items)}),
             }
         )
@@ -136,14 +146,27 @@ def asked_suites(options: argparse.Namespace) -> tuple[Suites, Path]:
     return suites.fewer(options.suite_share), folder
 
 
-def suite_problems(suite: Suite, folder: Path, seed: int, known: set[str]) -> list[Problem]:
+def suites_key(suites: tuple[Suites, Path]) -> str:
+    """A hash of what is asked: the suites, and what stands in their files."""
+    asked, folder = suites
+    files = [folder / suite.file for suite in asked.suite if suite.file]
+    # One that is not there is told of where it is read.
+    hashes = [file_sha256(path) for path in files if path.is_file()]
+    return content_key(asked.model_dump(mode="json"), hashes)
+
+
+def suite_problems(
+    suite: Suite, folder: Path, seed: int, known: set[str], trained: Collection[str] = ()
+) -> list[Problem]:
     """A suite's problems, sorted by key. Of families none is drawn whose question is in `known`;
-    those of files and data sets stay, to be named as overlaps.
+    those of files and data sets stay, to be named as overlaps. `trained`: families of the training.
 
     Raises DataError where a file or a data set cannot be read.
     """
     chosen: list[Problem] = []
     for family in suite.families:
+        if suite.untrained and family.name in trained:
+            continue
         own_seed = int(content_key(seed, "suite", suite.name, family.name)[:8], 16) >> 1
         drawn = family_problems(family.name, family.options, own_seed, 4 * suite.items)
         fresh = {p.question: p for p in drawn if p.question not in known}

@@ -121,6 +121,23 @@ def test_again_asks_nothing(asked):
     assert "%" not in again.stderr
 
 
+def test_rungs_asked_before_stand_beside_those_asked_now(asked):
+    root, suites, first = asked
+    again = transfer(root, suites, "--rungs", "GGUF Q8_0")
+    assert (again.returncode, again.stdout) == (0, first.stdout)
+
+
+def test_other_suites_replace_what_was_asked(asked):
+    root, suites, _ = asked
+    other = suites.with_name("other.toml")
+    other.write_text(SUITES.replace("items = 3", "items = 2"))
+    done = transfer(root, other, "--rungs", "GGUF Q8_0")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((root / "transfer" / "transfer.json").read_text())
+    assert list(found["rungs"]) == ["GGUF Q8_0"]
+    assert found["suites"]["related"]["GGUF Q8_0"]["whole"]["items"] == 2
+
+
 def test_an_unknown_rung_is_one_line(asked):
     root, suites, _ = asked
     done = transfer(root, suites, "--rungs", "SFT")

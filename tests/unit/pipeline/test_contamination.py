@@ -91,24 +91,32 @@ def told_in_other_words(question):
     return f"Here is one I know, {question.partition(':')[2].strip(' =')} that is, and so"
 
 
-def test_a_seeded_leak_is_reported_with_its_ids():
-    """Ten evaluation items hidden in 400 traces, three of them in other words, and no other."""
+@pytest.mark.parametrize("quoted", [True, False], ids=["question and answer", "answer alone"])
+def test_a_seeded_leak_is_reported_with_its_ids(quoted):
+    """Ten evaluation items hidden in 400 traces, three of them in other words, and no other:
+    whether traces tell their own questions or, as a teacher's do, none."""
     families = load_recipe(find_recipe("default")).problems.families
     drawn = {f.name: list(family_problems(f.name, f.options, 11, 130)) for f in families}
     # Of sums, which no two of have the same numbers: products and divisors repeat by chance.
     items = drawn["chain_sum"][100:130]
-    traces = [
-        Trained("trace", f"t{p.key}", f"{p.question}\n{p.answer}\nAnswer: {p.answer}", p.key)
-        for problems in drawn.values()
-        for p in problems[:100]
+    problems = [
+        p
+        for family in drawn.values()
+        for p in family[:100]
         if p.question not in {i.question for i in items}
+    ]
+    prompts = [Trained("prompt", p.key, p.question, p.key) for p in problems]
+    traces = [
+        Trained("trace", f"t{p.key}", f"{p.question if quoted else ''}\nAnswer: {p.answer}", p.key)
+        for p in problems
     ]
     leaked = sorted(items, key=lambda i: -len(i.question))[:10]
     for number, item in enumerate(leaked):
         text = told_in_other_words(item.question) if number < 3 else item.question
         told = traces[37 * number]
         traces[37 * number] = told._replace(text=f"{text}\n{told.text}")
-    rows = overlaps({"fresh": items}, traces)
+    rows = overlaps({"fresh": items}, [*prompts, *traces])
+    assert {row.where for row in rows} == {"trace"}
     assert {row.item for row in rows} == {item.key for item in leaked}
     sources = {row.item: row.source for row in rows}
     assert sources == {i.key: traces[37 * n].key for n, i in enumerate(leaked)}

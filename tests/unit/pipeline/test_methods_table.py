@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.answer_pool import grown, pooled
 from pipeline.compare_recipes import built_in
-from pipeline.methods_table import HEAD, Method, rows, sentences, table
+from pipeline.methods_table import Method, rows, sentences, table
 from pipeline.recipe_files import FOLDER, find_recipe, load_recipe
 
 
@@ -27,15 +27,23 @@ METHODS = [method("plain", 40), method("r1", 60), method("s1", 20), method("gkd"
 
 
 def test_every_method_stands_beside_plain():
-    found = {cells[0]: dict(zip(HEAD, cells, strict=True)) for cells in rows(METHODS)}
+    head, *below = rows(METHODS)
+    found = {cells[0]: dict(zip(head, cells, strict=True)) for cells in below}
     assert found["plain"]["against plain"] == ""
     assert found["r1"]["fresh"] == "60.0 [10, 90]"
     assert found["r1"]["against plain"].startswith("+20.0 [+")
     assert found["s1"]["against plain"].startswith("-20.0 [-")
     assert found["gkd"]["styles mean (worst)"] == "25.0 (12.5)"
-    assert found["gkd"]["harder"] == ""
     assert found["gkd"]["supervised tokens"] == "12,345"
     assert table(METHODS).splitlines()[0].startswith("| recipe | fresh | against plain |")
+
+
+def test_a_column_stands_for_every_suite_that_was_asked():
+    cell = {"items": 4, "accuracy": 0.5, "interval": [0.15, 0.85]}
+    asked = METHODS[1].model_copy(update={"suites": {**METHODS[1].suites, "GSM8K": cell}})
+    head, plain, r1 = rows([METHODS[0], asked])
+    assert head[2:5] == ["against plain", "GSM8K", "styles mean (worst)"]
+    assert (plain[3], r1[3]) == ("", "50.0 [15, 85]")
 
 
 def test_only_what_the_interval_allows_is_said():

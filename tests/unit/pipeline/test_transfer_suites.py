@@ -10,7 +10,15 @@ from pipeline.recipe import DatasetOptions
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.tasks.gym import family_problems
 from pipeline.tasks.judge import Judge
-from pipeline.transfer_suites import Style, Suite, load_suites, styled, suite_problems
+from pipeline.transfer_suites import (
+    Style,
+    Suite,
+    Suites,
+    load_suites,
+    styled,
+    suite_problems,
+    suites_key,
+)
 from serve.errors import RecipeError
 from serve.messages import Completion, Message
 
@@ -156,3 +164,20 @@ def test_faults_name_their_place(tmp_path):
     path.write_text('[[suite]]\nname = "forced"\n')
     with pytest.raises(RecipeError, match="a suite cannot be called 'forced'"):
         load_suites(str(path))
+
+
+def test_families_that_were_trained_on_are_not_asked_as_related():
+    suites, folder = load_suites("embedded")
+    related = next(s for s in suites.suite if s.name == "related")
+    asked = suite_problems(related, folder, 1, set(), {"lcm", "gcd"})
+    assert "lcm" not in {p.family for p in asked}
+    assert len(asked) == related.items * (len(related.families) - 1)
+
+
+def test_what_is_asked_changes_with_the_file_of_a_suite(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"question": "1?", "answer": "1"}\n')
+    suites = Suites(suite=(Suite(name="own", file="own.jsonl"),))
+    before = suites_key((suites, tmp_path))
+    assert suites_key((suites, tmp_path)) == before
+    (tmp_path / "own.jsonl").write_text('{"question": "2?", "answer": "2"}\n')
+    assert suites_key((suites, tmp_path)) != before

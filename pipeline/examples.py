@@ -57,7 +57,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
         "supervised_tokens": sum(map(length, examples)),
         # What the view learns of a trace, however many of its examples were taken.
         "tokens_per_trace": round(sum(map(length, made)) / len(kept), 1),
-        **({"general": len(beside)} if general.wanted else {}),
+        **_general_counts(len(beside), len(reasoned), general),
         **_steps_counts(steps, options),
     }
 
@@ -94,7 +94,7 @@ def _general(
     """General data for the wanted share of all examples, or as much of it as there is."""
     rows = list(read_records(inputs["02-general"] / "general.jsonl", General))
     rows.sort(key=lambda row: content_key(context.seed, "general", row.key))
-    count = round(reasoned * options.share / (1 - options.share))
+    count = _general_wanted(reasoned, options)
     system = {"role": "system", "content": options.system}
     return [
         Example(
@@ -105,6 +105,17 @@ def _general(
         )
         for row in rows[:count]
     ]
+
+
+def _general_wanted(reasoned: int, options: GeneralOptions) -> int:
+    return round(reasoned * options.share / (1 - options.share))
+
+
+def _general_counts(beside: int, reasoned: int, options: GeneralOptions) -> dict[str, int]:
+    if not options.wanted:
+        return {}
+    wanted = _general_wanted(reasoned, options)
+    return {"general": beside, **({"general_wanted": wanted} if wanted > beside else {})}
 
 
 def _within(

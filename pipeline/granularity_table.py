@@ -156,17 +156,16 @@ def sentences(found: Sequence[Taught], base: dict[str, bool], margin_points: flo
                 f"- {place}: no claim. The best, {said.best}, is not shown to be better than the "
                 f"base student on {len(base)} items."
             )
-        elif said.smallest == said.best:
-            lines.append(
-                f"- {place}: {said.best} is best; no smaller view is shown both to stay within "
-                f"{margin_points:g} points of it and to be better than the base student."
-            )
         else:
             smallest = next(t.student for t in part if t.view == said.smallest and t.student)
+            gained = f"{_points_a_thousand(smallest, share):+.2f} points a 1,000 supervised tokens"
             lines.append(
-                f"- {place}: the smallest supervision that still transfers is {said.smallest}: "
-                f"within {margin_points:g} points of the best, {said.best}; "
-                f"{_points_a_thousand(smallest, share):+.2f} points a 1,000 supervised tokens."
+                f"- {place}: {said.best} is best, {gained}; no smaller view is shown both to stay "
+                f"within {margin_points:g} points of it and to be better than the base student."
+                if said.smallest == said.best
+                else f"- {place}: the smallest supervision that still transfers is "
+                f"{said.smallest}: within {margin_points:g} points of the best, {said.best}; "
+                f"{gained}."
             )
     return "\n".join(lines) + "\n"
 

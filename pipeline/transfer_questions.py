@@ -95,9 +95,12 @@ class Questions:
         return request_for(rung.identity, messages, Sampling(max_tokens=self.options.max_tokens))
 
     def _of_suites(self, rung: Rung) -> Iterator[Question]:
-        for suite, problems in self.problems.items():
-            for p in problems:
-                yield Question(suite, "", 0, p, self._whole(rung, rung.messages(p)))
+        for suite in self.suites.suite:
+            for p in self.problems[suite.name]:
+                *before, last = rung.messages(p)
+                said = suite.text.replace("{question}", last.content)
+                messages = (*before, last.model_copy(update={"content": said}))
+                yield Question(suite.name, "", 0, p, self._whole(rung, messages))
 
     def _of_styles(self, rung: Rung) -> Iterator[Question]:
         for style in self.suites.style:

@@ -38,6 +38,9 @@ class Suite(Record):
     families: tuple[SuiteFamily, ...] = ()
     file: str | None = Field(None, description="JSONL of problems, beside the suites file")
     datasets: tuple[DatasetOptions, ...] = Field((), description="`items` drawn of each, by key")
+    text: str = Field(
+        "{question}", pattern=r"\{question\}", description="what is asked, whatever the recipe"
+    )
     untrained: bool = Field(False, description="families that the run trained on are not asked")
 
 

@@ -57,8 +57,9 @@ def test_a_difference_the_items_cannot_rule_out_is_not_within_the_margin():
     assert said.differences["steps"][0] == pytest.approx(-0.02)
     assert said.within == ["full"]
     assert sentences(part, BASE, 5.0) == (
-        "- 40 traces, equal traces: full is best; no smaller view is shown both to stay within 5"
-        " points of it and to be better than the base student.\n"
+        "- 40 traces, equal traces: full is best, +7.50 points a 1,000 supervised tokens; no"
+        " smaller view is shown both to stay within 5 points of it and to be better than the base"
+        " student.\n"
     )
 
 

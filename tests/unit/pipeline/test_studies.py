@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
+
 from pipeline.all import stages
 from pipeline.compare_recipes import _fingerprint
+from pipeline.examine import Rung
 from pipeline.imported import IMPORTED, share_imported
 from pipeline.model_card import model_card
 from pipeline.recipe_files import find_recipe, load_recipe
@@ -11,8 +14,8 @@ from pipeline.records import General, Problem, Trace, Verdict
 from pipeline.run import Manifest, RunDir
 from pipeline.store import write_json, write_records
 from pipeline.transfer_questions import Questions
-from pipeline.transfer_suites import load_suites
-from serve.messages import Completion
+from pipeline.transfer_suites import Style, Suite, Suites, load_suites
+from serve.messages import Completion, Message
 
 SUITES = load_suites("embedded")
 
@@ -120,6 +123,56 @@ def test_practice_problems_and_general_data_count_where_they_were_learnt_from(tm
     r1 = Questions(tmp_path, load_recipe(find_recipe("embedded/r1")), suites, [])
     found = {(o.kind, o.where, o.item) for o in r1.overlaps() if o.source == general.key}
     assert ("8-gram", "trace", fresh.key) in found
+
+
+def rung(name):
+    def messages(problem):
+        return (
+            Message(role="system", content="Think."),
+            Message(role="user", content=problem.question),
+        )
+
+    return Rung(name=name, identity=name, size_bytes=None, open=lambda: None, messages=messages)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "shown"),
+    [
+        ("plain", "SFT student", "<think>\nx\n</think>\nAnswer: 1"),
+        ("plain", "base student", "x\nAnswer: 1"),
+        ("plain", "teacher", "x\nAnswer: 1"),
+        ("step-by-step", "SFT student", "Answer: 1"),
+        (
+            "bespoke-stratos",
+            "SFT student",
+            "<|begin_of_thought|>\nx\n<|end_of_thought|>\n<|begin_of_solution|>\nAnswer: 1\n"
+            "<|end_of_solution|>",
+        ),
+    ],
+)
+def test_solved_problems_are_shown_in_the_form_that_is_answered_in(tmp_path, recipe, name, shown):
+    own, fresh = (Problem(question=f"{n}?", answer="1", family="f") for n in (1, 2))
+    for side, problems in (("train", [own]), ("practice", []), ("eval", [fresh]), ("gate", [])):
+        write_records(tmp_path / "01-problems" / f"{side}.jsonl", problems)
+    write_records(tmp_path / "03-curated" / "kept.jsonl", [trace(own)])
+    suites = Suites(suite=(), style=(Style(name="few-shot", shots=1),))
+    read = load_recipe(find_recipe(f"embedded/{recipe}"))
+    questions = Questions(tmp_path, read, (suites, tmp_path), [])
+    (asked,) = questions.of(rung(name), sampled=False)
+    said = [(m.role, m.content) for m in asked.request.messages]
+    assert said[1:] == [("user", "1?"), ("assistant", shown), ("user", "2?")]
+
+
+def test_a_suite_asks_in_its_own_words(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"question": "2 + 2?", "answer": "4"}\n')
+    for side in ("train", "practice", "eval", "gate"):
+        write_records(tmp_path / "01-problems" / f"{side}.jsonl", [])
+    write_records(tmp_path / "03-curated" / "kept.jsonl", [])
+    suites = Suites(suite=(Suite(name="own", file="own.jsonl", text="{question} In a box."),))
+    read = load_recipe(find_recipe("embedded/plain"))
+    (asked,) = Questions(tmp_path, read, (suites, tmp_path), []).of(rung("r"), sampled=False)
+    said = [m.content for m in asked.request.messages]
+    assert said == ["Think.", "2 + 2? In a box."]
 
 
 COUNTS = {

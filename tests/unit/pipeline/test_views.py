@@ -148,3 +148,12 @@ def test_the_report_says_what_was_cut_and_at_which_threshold():
         " Of 12 lines 4 were left out: without them the student thought the answer at most 0.1 nats"
         " less likely."
     )
+
+
+def test_the_report_says_how_much_general_data_was_missing():
+    counts = {"view": "full", "traces": 3, "examples": 5, "supervised_tokens": 90, "general": 2}
+    said = "Supervision: view full, 3 traces made 5 examples of 90 supervised tokens."
+    told = " 2 of them are general data without reasoning"
+    assert view_sentence(counts) == f"{said}{told}."
+    missing = view_sentence(counts | {"general_wanted": 7})
+    assert missing == f"{said}{told}: its source has no more, 7 were wanted."

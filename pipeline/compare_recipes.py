@@ -52,7 +52,7 @@ METHOD, ASKED, POOL = "method.json", "asked.jsonl", "pool"
 
 
 def built_in() -> list[str]:
-    """Names of the embedded recipes, the plain one first."""
+    """Names of the embedded recipes, the plain one first, a control among them."""
     names = sorted(p.stem for p in (FOLDER / EMBEDDED).glob("*.toml") if p.stem != BASE)
     return sorted(names, key=lambda name: name != "plain")
 

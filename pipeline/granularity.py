@@ -30,7 +30,7 @@ from pipeline.run import Context, RunDir
 from pipeline.store import read_records, write_file, write_json
 from pipeline.tasks.judge import Judge
 from pipeline.transfer_suites import Suites, add_suites, asked_suites
-from pipeline.views import VIEWS
+from pipeline.views import CONTROL, VIEWS
 from serve.errors import DataError, Interrupted, RetortError
 
 FOLDER = "granularity"
@@ -152,7 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", type=Path, help="run folder (default: runs/NAME of the recipe)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--traces", type=int, nargs="+", default=[40, 80], metavar="N")
-    parser.add_argument("--views", nargs="+", choices=list(VIEWS), default=list(VIEWS))
+    views = [view for view in VIEWS if view != CONTROL]
+    parser.add_argument("--views", nargs="+", choices=list(VIEWS), default=views)
     parser.add_argument("--items", type=int, default=150, help="evaluation items a student")
     add_suites(parser, share=0.25)
     parser.add_argument("--margin", type=float, default=5.0, help="points that may be lost")

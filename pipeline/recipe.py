@@ -192,7 +192,7 @@ class StudentOptions(Record):
 
 class SuperviseOptions(Record):
     view: Literal[
-        "answer", "steps", "full", "full+answer", "multitask", "short", "errors", "plain"
+        "answer", "steps", "full", "full+answer", "multitask", "short", "errors", "plain", "style"
     ] = Field("full", description="which part of a trace is learned, see pipeline/views.py")
     traces: int | None = Field(None, ge=1, description="most traces used, drawn; none: all")
     tokens: int | None = Field(None, ge=1, description="most supervised tokens; none: all")

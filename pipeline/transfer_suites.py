@@ -24,6 +24,7 @@ from serve.messages import Message, Record
 from serve.models import file_sha256
 
 FOLDER = Path(__file__).parent / "suites"
+AS_IT_IS = "{question}"
 # What is asked beside the suites stands in the same tables.
 RESERVED = frozenset({FRESH, *OTHER})
 
@@ -39,7 +40,10 @@ class Suite(Record):
     file: str | None = Field(None, description="JSONL of problems, beside the suites file")
     datasets: tuple[DatasetOptions, ...] = Field((), description="`items` drawn of each, by key")
     text: str = Field(
-        "{question}", pattern=r"\{question\}", description="what is asked, whatever the recipe"
+        AS_IT_IS,
+        pattern=r"\{question\}",
+        exclude_if=AS_IT_IS.__eq__,
+        description="what is asked, whatever the recipe",
     )
     untrained: bool = Field(False, description="families that the run trained on are not asked")
 
@@ -49,7 +53,7 @@ class Style(Record):
     `shots` can be shown for."""
 
     name: str
-    text: str = Field("{question}", pattern=r"\{question\}")
+    text: str = Field(AS_IT_IS, pattern=r"\{question\}")
     system: str | None = Field(None, description="another system prompt; empty: none")
     shots: int = Field(0, ge=0, le=32, description="solved problems of the same family before it")
     lower: bool = Field(False, description="in lower case")

@@ -9,6 +9,8 @@
     errors       `full`, and wrong attempts with the place where they fail and the repair
                  (LEMA, arXiv 2310.20689)
     plain        `full` without stylistic filler (`pipeline/plain_words.py`)
+    style        a control: another problem's reasoning and answer, so that only the form is learned
+                 ("The False Promise of Imitating Proprietary LLMs", arXiv 2305.15717)
 
 A student taught by `answer` or `multitask` is asked with the brief system prompt ever after.
 """
@@ -124,6 +126,22 @@ def plainly(material: Material) -> Iterator[Example]:
         yield _example(trace, "plain", material.student, text)
 
 
+def style(material: Material) -> Iterator[Example]:
+    """Each trace takes the next one's words, of the same family and with another answer."""
+    families: defaultdict[str, list[Trace]] = defaultdict(list)
+    for trace in sorted(material.kept, key=lambda t: t.key):
+        families[trace.problem.family].append(trace)
+    for traces in families.values():
+        for place, trace in enumerate(traces):
+            others = [*traces[place + 1 :], *traces[:place]]
+            other = next((o for o in others if _answer(o) != _answer(trace)), None)
+            if other is not None:
+                text = _joined(reasoning_of(other.completion.text), other, material.student)
+                yield _example(trace, "style", material.student, text)
+
+
+# Not among the views that a study compares unless it is told to.
+CONTROL = "style"
 VIEWS: dict[str, View] = {
     "answer": answer,
     "steps": steps,
@@ -133,6 +151,7 @@ VIEWS: dict[str, View] = {
     "short": short,
     "errors": errors,
     "plain": plainly,
+    CONTROL: style,
 }
 
 

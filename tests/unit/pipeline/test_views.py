@@ -127,6 +127,21 @@ def test_short_takes_the_shortest_trace_of_a_problem_within_its_budget():
     assert made("short", kept, short_tokens=len(short[1]) - 1) == []
 
 
+def test_style_teaches_the_words_of_another_problem_with_another_answer():
+    kept = [
+        trace("a", "1 + 1 = 2\nAnswer: 2", question="1 + 1 ="),
+        trace("b", "2 * 1 = 2\nAnswer: 2", question="2 * 1 ="),
+        trace("c", "3 + 1 = 4\nAnswer: 4", question="3 + 1 ="),
+    ]
+    sum_of_three = "<think>\n3 + 1 = 4\n</think>\nAnswer: 4"
+    assert made("style", kept) == [
+        ("Think.", sum_of_three),
+        ("Think.", sum_of_three),
+        ("Think.", "<think>\n1 + 1 = 2\n</think>\nAnswer: 2"),
+    ]
+    assert made("style", kept[:2]) == []
+
+
 def test_lambda_is_the_share_of_traces_whose_reasoning_is_a_task():
     kept = [trace(f"k{n}", RIGHT, question=f"{n}?") for n in range(400)]
     explained = sum(c.startswith("<think>") for _, c in made("multitask", kept, explain_share=0.25))

@@ -43,7 +43,7 @@ def refine_exact(
     context: Context,
 ) -> list[dict[str, Any]]:
     """Train the student on its own attempts at `problems` and save it (bfloat16, tokenizer beside
-    it) into `out`. One row a step: step, loss_nats, learning_rate, gradient_norm, attempt_tokens.
+    it) into `out`. One row a step (`ExactTrainer.rows`).
 
     Raises DataError for a teacher of another vocabulary, TrainingDiverged at the third update in a
     row that is broken.

@@ -132,12 +132,21 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
                 "loss_nats": _finite(self._loss_nats),
                 "gradient_norm": _finite(self._norm),
                 "attempt_tokens": self._attempt_tokens,
+                "skipped_updates": self.guard.skipped,
             }
         super().log(logs, start_time)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a step. A loss or norm that was not finite is None: that update was skipped."""
-        names = ("step", "loss_nats", "learning_rate", "gradient_norm", "attempt_tokens")
+        """One row a step. A loss or norm that was not finite is None; skipped updates are counted
+        from the first step on."""
+        names = (
+            "step",
+            "loss_nats",
+            "learning_rate",
+            "gradient_norm",
+            "attempt_tokens",
+            "skipped_updates",
+        )
         history = [row for row in self.state.log_history if "loss_nats" in row]
         return [{name: row[name] for name in names} for row in history]
 

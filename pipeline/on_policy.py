@@ -113,7 +113,7 @@ def _exact(
     read = written + round(len(rows) * options.batch_lessons * mean(map(_length, prompts)))
     return {
         "updates": len(rows),
-        "skipped_updates": sum(row["loss_nats"] is None for row in rows),
+        "skipped_updates": rows[-1]["skipped_updates"],
         "attempt_tokens": written,
         "student_tokens": read,
         "teacher_tokens": read,

@@ -14,7 +14,7 @@ from pipeline.prompts import student_messages
 from pipeline.recipe import Recipe
 from pipeline.records import Problem
 from pipeline.shared_vocabulary import shared_vocabulary
-from pipeline.supervise import example_of, rendered_ids
+from pipeline.supervise import end_of_turn, example_of, rendered_ids
 from pipeline.teacher import open_teacher
 from serve.engines.base import Engine
 from serve.engines.token_bytes import token_bytes
@@ -62,6 +62,8 @@ def _student_findings(recipe: Recipe, checkpoint: Path, tokenizer: Any) -> Itera
         return
     if closed.endswith(end):
         yield Finding("fine", f"student ends a turn with its end token {end!r}")
+    elif (mark := end_of_turn(tokenizer)) is not None:
+        yield Finding("fine", f"student is taught to end with {mark!r}, as its template does")
     else:
         yield Finding("risk", f"student's template ends a turn with {closed[-12:]!r}, not {end!r}")
     head = _rows_of_the_head(checkpoint)

@@ -337,6 +337,11 @@ class Recipe(Record):
             raise ValueError(f"on_policy.method {wanted.method} needs practice_per_family above 0")
         if wanted.method != "none" and self.student.tags != "think":
             raise ValueError(f"practice reads <think> tags only, not {self.student.tags}")
+        if wanted.method != "none" and self.asked_student != self.student:
+            raise ValueError(
+                f"practice teaches reasoning, which supervise.view {self.supervise.view} does not "
+                "ask for"
+            )
         return self
 
     @model_validator(mode="after")

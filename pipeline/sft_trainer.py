@@ -24,6 +24,7 @@ from pipeline.packing import kept_places, packed_hidden_states
 from pipeline.processors import in_float32_only, one_gpu, processor_settings
 from pipeline.recipe import SftOptions
 from pipeline.records import Example
+from pipeline.supervise import end_of_turn
 from pipeline.tracking import followed
 from pipeline.trainable import layers_again, quantized, trainable, trained_model, untouched
 from pipeline.training_options import TrainingOptions
@@ -155,7 +156,7 @@ def build_trainer(
     trainer = CompletionTrainer(
         library_path=training.library_path,
         model=_student(base, options, training),
-        args=one_gpu(sft_config(options, scratch, seed, training, base)),
+        args=one_gpu(sft_config(options, scratch, seed, training, base, _end(tokenizer))),
         train_dataset=as_dataset(examples),
         processing_class=tokenizer,
         callbacks=[watch, Housekeeping()],
@@ -163,6 +164,12 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return Training(trainer, watch, base)
+
+
+def _end(tokenizer: Any) -> str | None:
+    """What the tokenizer does not call its end yet, though its template ends turns with it."""
+    end = end_of_turn(tokenizer)
+    return end if end != tokenizer.eos_token else None
 
 
 def _student(base: Path, options: SftOptions, training: TrainingOptions) -> Any:
@@ -185,9 +192,15 @@ def as_dataset(examples: Sequence[Example]) -> Dataset:
 
 
 def sft_config(
-    options: SftOptions, scratch: Path, seed: int, training: TrainingOptions, base: Path
+    options: SftOptions,
+    scratch: Path,
+    seed: int,
+    training: TrainingOptions,
+    base: Path,
+    end: str | None = None,
 ) -> SFTConfig:
-    """Without `packing` no example is ever cut: longer ones were left out before."""
+    """Without `packing` no example is ever cut: longer ones were left out before. `end`: of a turn,
+    which the trained student's tokenizer and configuration then have for their end."""
     at_a_time, readings = training.steps_of(options.batch_examples)
     bfloat16 = has_fast_bfloat16() if options.dtype == "auto" else options.dtype == "bfloat16"
     again = layers_again(training.gradient_checkpointing, base, at_a_time * options.max_tokens)
@@ -205,6 +218,7 @@ def sft_config(
         packing=training.packing,
         pad_to_multiple_of=16,
         completion_only_loss=True,
+        eos_token=end,
         bf16=bfloat16 and not in_float32_only(training.strategy),
         **processor_settings(training.strategy),
         gradient_checkpointing=again,

@@ -52,8 +52,12 @@ def shared_vocabulary(
             if piece in by_bytes:
                 first_of[index] = by_bytes[piece]
     for index, ids in zip(texts, encode(list(texts.values())), strict=True):
-        if ids:
+        piece = texts[index].encode("utf-8")
+        first = student[ids[0]] if ids else None
+        if first and piece.startswith(first):
             first_of[index] = ids[0]
+        elif piece in by_bytes:  # sentencepiece sets a blank before every text
+            first_of[index] = by_bytes[piece]
     same = set(by_bytes) & {piece for piece in teacher if piece}
     return SharedVocabulary(
         first_of | dict.fromkeys(teacher_ends, student_end),

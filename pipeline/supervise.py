@@ -41,6 +41,17 @@ def rendered_ids(example: Example, tokenizer: Any) -> list[int]:
     return ids
 
 
+def end_of_turn(tokenizer: Any) -> str | None:
+    """The special token that the chat template ends an assistant's turn with; None where it is
+    plain text. Base models of Qwen3 end a turn with another token than a text."""
+    said = "retort"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(said)[2].lstrip()
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    found = [token for token in special | set(tokenizer.all_special_tokens) if token]
+    return max((t for t in found if after.startswith(t)), key=len, default=None)
+
+
 def supervised_tokens(example: Example, tokenizer: Any) -> int:
     """Tokens that carry loss: those of the completion, and the end of the turn."""
     return len(tokenizer(example.completion)["input_ids"]) + 1

@@ -79,12 +79,16 @@ def _target(
     assert tongues.vocabulary is not None
     shares: dict[int, float] = {}
     entropy_nats = 0.0
-    listed = zip(graded.grade.top_ids[row], graded.grade.top_logprobs_nats[row], strict=True)
-    for token, nats in list(listed)[: options.top_tokens]:
+    listed = list(zip(graded.grade.top_ids[row], graded.grade.top_logprobs_nats[row], strict=True))
+    rest = 1.0
+    for token, nats in listed[: options.top_tokens]:
+        rest -= math.exp(nats)
         entropy_nats -= math.exp(nats) * nats
         student = tongues.vocabulary.first_of.get(token)
         if student is not None:
             shares[student] = shares.get(student, 0.0) + math.exp(nats)
+    if rest > 0:  # of what is not listed, at least as much as if it were one token
+        entropy_nats -= rest * math.log(rest)
     total = max(1.0, sum(shares.values()))  # rounding may carry a sum past one
     limit = options.forward_above_nats
     beta = 0.0 if limit is not None and entropy_nats > limit else options.divergence_beta

@@ -49,6 +49,16 @@ def vocabulary():
 TONGUES = Tongues([t.encode() if t != "<end>" else None for t in STUDENT], END, vocabulary())
 
 
+def test_a_blank_that_the_student_sets_before_every_text_is_no_word_for_it():
+    """Sentencepiece: encoding "=" gives a blank and "=", and a blank before " the" is a part."""
+    student = [b" ", b" the", b"=", b"<", None]
+    texts = {"=": [0, 2], " the": [1], "<x": [0, 3]}
+    shared = shared_vocabulary(
+        student, [b"=", b" the", b"<x"], 4, [], lambda asked: [texts[t] for t in asked]
+    )
+    assert shared.first_of == {0: 2, 1: 1}
+
+
 def test_a_teachers_token_is_the_students_first_one_for_its_bytes_and_ends_are_one():
     shared = vocabulary()
     expected = {t: t for t in ("1", "2", "3", "+", "=", "\n", "A")} | {"12": "1"}
@@ -169,6 +179,18 @@ def test_where_the_teacher_wavers_the_divergence_is_forward():
     options = OnPolicyOptions(method="aligned", learn_from="all", beta=1.0, forward_above_nats=0.5)
     betas = [t.beta for t in aligned.lesson_of(one, options, TONGUES).targets]
     assert betas == [0.0, *[1.0] * 8]
+
+
+def test_what_the_teacher_did_not_list_is_wavering_too():
+    rows = [{TEACHER.index(t): -0.01} for t in TOKENS] + [{STOP: -0.01}]
+    rows[0] = {1: math.log(0.4)}
+    one = graded(LINE, TOKENS, [-0.1] * 8, rows)
+    # Entropy of 0.4 and a rest of 0.6: 0.673 nats; of what is listed alone 0.367.
+    for limit, beta in ((0.6, 0.0), (0.7, 1.0)):
+        options = OnPolicyOptions(
+            method="aligned", learn_from="all", beta=1.0, forward_above_nats=limit
+        )
+        assert aligned.lesson_of(one, options, TONGUES).targets[0].beta == beta
 
 
 def continuation(text):

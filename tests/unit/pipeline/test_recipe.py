@@ -113,3 +113,9 @@ def test_how_vllm_is_spread_is_said_only_where_it_was_asked_for(tmp_path):
     }
     with pytest.raises(RecipeError, match=r"data_parallel need teacher\.engine vllm, not llama"):
         load(tmp_path, MINIMAL, "teacher.data_parallel=2")
+
+
+@pytest.mark.parametrize("view", ["answer", "multitask"])
+def test_practice_does_not_teach_reasoning_to_who_is_asked_for_none(view):
+    with pytest.raises(RecipeError, match=f"which supervise.view {view} does not ask for"):
+        load_recipe(find_recipe("default"), (f'supervise.view="{view}"',))

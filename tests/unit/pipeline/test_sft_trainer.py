@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,23 @@ def test_the_loss_on_supervised_rows_is_trl_s_own(student, tmp_path):
     theirs = SFTTrainer.compute_loss(trainer, trainer.model, dict(batch))
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     assert ours.item() == pytest.approx(math.log(100), abs=0.5)  # an untrained model guesses
+
+
+def test_the_end_of_a_turn_becomes_the_end_of_the_student(student, tmp_path):
+    """Base models of Qwen3 call another token their end than their template writes."""
+    base = tmp_path / "base"
+    shutil.copytree(student, base)
+    tokenizer = tokenizer_of(base)
+    tokenizer.eos_token = "<unk>"  # noqa: S105
+    tokenizer.save_pretrained(base)
+    training = build(base, tmp_path / "scratch")
+    training.save(tmp_path / "taught")
+    taught = tokenizer_of(tmp_path / "taught")
+    assert taught.eos_token == "<|end|>"  # noqa: S105
+    config = json.loads((tmp_path / "taught" / "config.json").read_text())
+    ends = json.loads((tmp_path / "taught" / "generation_config.json").read_text())["eos_token_id"]
+    assert config["eos_token_id"] == taught.eos_token_id
+    assert taught.eos_token_id in (ends if isinstance(ends, list) else [ends])
 
 
 def test_a_model_that_rescales_its_logits_gets_trl_s_loss(student, tmp_path):

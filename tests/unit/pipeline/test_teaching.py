@@ -85,6 +85,12 @@ def test_those_that_are_not_spelt_are_counted(caplog):
 
 
 def test_nothing_but_those_is_refused():
+    others = ["12", "11", "21", "22", "112", "121", "122", "111"]
     with pytest.raises(DataError) as raised:
-        lessons_of("12", "11")
-    assert str(raised.value).startswith("no text of 2 attempts is spelt byte for byte")
+        lessons_of(*others)
+    assert str(raised.value).startswith("no text of 8 attempts is spelt byte for byte")
+
+
+def test_a_few_wrong_ones_of_a_good_student_end_nothing():
+    teaching, lessons = lessons_of("12", "11")
+    assert (lessons, teaching.unspelt) == ([], 2)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from pipeline.attempts import Attempt
+from pipeline.head_loss import HEAD_ROWS
 from pipeline.ladder import is_loop
 from quant.stats import pass_at_k
 
@@ -93,9 +94,12 @@ def mean_entropy_nats(
         # Padding on the right is later than all that attends, so its tokens do not matter.
         padded = [ids + [0] * (width - len(ids)) for _, ids in part]
         ids_BT = torch.tensor(padded, device=engine.model.device)
-        logits_BTV = engine.model(ids_BT).logits
-        for (first, ids), logits_TV in zip(part, logits_BTV, strict=True):
-            logprobs_TV = logits_TV[first - 1 : len(ids) - 1].float().log_softmax(dim=-1)
-            total += float(-(logprobs_TV.exp() * logprobs_TV).sum())
+        hidden_BTD = engine.model.base_model(ids_BT).last_hidden_state
+        head = engine.model.get_output_embeddings()
+        for (first, ids), hidden_TD in zip(part, hidden_BTD, strict=True):
+            # The logits of eight long answers would take more of a GPU than their training.
+            for hidden_RD in hidden_TD[first - 1 : len(ids) - 1].split(HEAD_ROWS):
+                logprobs_RV = head(hidden_RD).float().log_softmax(dim=-1)
+                total += float(-(logprobs_RV.exp() * logprobs_RV).sum())
             count += len(ids) - first
     return total / max(1, count)

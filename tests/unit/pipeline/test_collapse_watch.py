@@ -1,11 +1,16 @@
 """What a look shows, and what the rule says of a row of looks."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 from pipeline.attempts import Attempt
-from pipeline.collapse_watch import advice, best_look, look_at, shifted_beta
+from pipeline.collapse_watch import advice, best_look, look_at, mean_entropy_nats, shifted_beta
 from pipeline.records import Problem, Verdict
 from serve.messages import Completion
+from tests.unit.pipeline.tiny import checkpoint
 
 
 def answer(item, passed, text="Answer: 1", finish="stop", extracted="1"):
@@ -69,3 +74,21 @@ def test_the_rule(seen, beta, shifted, expected):
 def test_halfway_to_forward_and_the_best_look():
     assert [shifted_beta(b) for b in (1.0, 0.5, 0.2, 0.1)] == [0.5, 0.25, 0.1, 0.0]
     assert best_look(looks((1.0, 0.4), (0.9, 0.6), (0.8, 0.6), (0.7, 0.2))) == 2
+
+
+def test_entropy_is_of_every_token_that_answers(tmp_path):
+    model = LlamaForCausalLM.from_pretrained(checkpoint(tmp_path, seed=3)).eval()
+    prompts, ids = [[5, 6, 7], [8], [9, 10]], [(11, 12), (13, 14, 15, 16), ()]
+    answers = [
+        a.model_copy(update={"completion": a.completion.model_copy(update={"ids": own})})
+        for a, own in zip([answer("q", True)] * 3, ids, strict=True)
+    ]
+    nats = []
+    for prompt, own in zip(prompts, ids, strict=True):
+        with torch.no_grad():
+            logits_TV = model(torch.tensor([[*prompt, *own]])).logits[0]
+        for row in logits_TV[len(prompt) - 1 : len(prompt) + len(own) - 1]:
+            nats.append(torch.distributions.Categorical(logits=row).entropy().item())
+    assert len(nats) == 6
+    found = mean_entropy_nats(SimpleNamespace(model=model), answers, prompts)
+    assert found == pytest.approx(sum(nats) / 6, rel=1e-5)

@@ -180,6 +180,7 @@ def test_training_towards_a_teacher_comes_closer(student, teacher, tmp_path):
         "learning_rate",
         "gradient_norm",
         "attempt_tokens",
+        "skipped_updates",
     ]
     assert rows[-1]["loss_nats"] < 0.7 * rows[0]["loss_nats"]
     assert rows[0]["learning_rate"] == pytest.approx(3e-3, rel=0.01)

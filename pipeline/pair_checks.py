@@ -108,8 +108,7 @@ def _teacher_findings(recipe: Recipe, tokenizer: Any, teacher: Engine) -> Iterat
         "fine" if alike else "risk",
         "digits are cut alike on both sides" if alike else "one side has tokens of several digits",
     )
-    tagged = any(OPEN_TAG in example.reasoning for example in recipe.teacher.examples)
-    form = "with" if tagged else "without"
+    form = "with" if recipe.teacher.writes_tags else "without"
     yield Finding("note", f"teacher is graded in its own prompt, {form} {OPEN_TAG} tags")
 
 

@@ -16,7 +16,7 @@ from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.scale_options import ScaleOptions
 from pipeline.training_options import TrainingOptions
 from serve.messages import Record
-from serve.reasoning import TagsName
+from serve.reasoning import OPEN_TAG, TagsName
 
 
 class RunOptions(Record):
@@ -108,6 +108,15 @@ class TeacherOptions(Record):
     license: str = Field("unknown", description="of the model, for the bundle's notice")
     system: str = Field(description="system prompt of the teacher")
     examples: tuple[WorkedExample, ...] = Field((), description="worked examples in its prompt")
+    thinks: bool = Field(
+        False,
+        exclude_if=operator.not_,
+        description="opens <think> unasked, as Qwen3: attempts are graded with their tags",
+    )
+
+    @property
+    def writes_tags(self) -> bool:
+        return self.thinks or any(OPEN_TAG in example.reasoning for example in self.examples)
 
     @model_validator(mode="after")
     def _only_vllm_is_spread(self) -> TeacherOptions:

@@ -14,7 +14,6 @@ from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import TeacherOptions
 from pipeline.shared_vocabulary import SharedVocabulary
 from serve.messages import Completion, Grade
-from serve.reasoning import OPEN_TAG
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,11 @@ class Graded(NamedTuple):
 
 
 def text_for_teacher(text: str, teacher: TeacherOptions) -> tuple[str, list[Run]]:
-    """The attempt as the teacher would write it: with tags only if its worked examples have them.
-
-    A teacher without examples that thinks in tags is asked for them by its own template; its
-    attempts are graded without.
-    """
-    if any(OPEN_TAG in example.reasoning for example in teacher.examples):
-        return whole_text(text)
-    return teacher_form(text)
+    """The attempt as the teacher would write it: with tags if its worked examples have them, or if
+    it thinks in them unasked. Without them Qwen3 would want an opening tag at the first place, and
+    teach the student to open a second one. A teacher whose template opens the tag itself (R1's
+    distillations) is graded without."""
+    return whole_text(text) if teacher.writes_tags else teacher_form(text)
 
 
 def align(

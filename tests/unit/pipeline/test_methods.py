@@ -8,8 +8,9 @@ from pipeline.attempts import Attempt
 from pipeline.byte_spans import Run, teacher_form
 from pipeline.lesson import Target
 from pipeline.methods import aligned, recover, span
-from pipeline.methods.graded import Tongues, align
+from pipeline.methods.graded import Tongues, align, text_for_teacher
 from pipeline.on_policy_options import OnPolicyOptions
+from pipeline.recipe import TeacherOptions, WorkedExample
 from pipeline.records import Problem, Verdict
 from pipeline.shared_vocabulary import shared_vocabulary
 from pipeline.tasks.judge import Judge
@@ -233,3 +234,17 @@ def test_the_divergence_is_the_methods_own_unless_it_is_said():
     assert OnPolicyOptions().resolved("exact").divergence_beta == 1.0
     assert OnPolicyOptions().resolved("aligned").divergence_beta == 0.0
     assert OnPolicyOptions(beta=0.3).resolved("exact").divergence_beta == 0.3
+
+
+def test_a_teacher_grades_tags_where_it_writes_them_itself():
+    said, bare = "<think>\n1+1=2\n</think>\nAnswer: 2", "1+1=2\nAnswer: 2"
+    plain = TeacherOptions(model="m", system="s")
+    tagged = WorkedExample(question="q", reasoning="<think>\nr\n</think>", answer="1")
+    assert text_for_teacher(said, plain)[0] == bare
+    assert text_for_teacher(said, plain.model_copy(update={"thinks": True})) == (
+        said,
+        [Run(0, 0, len(said))],
+    )
+    shown = plain.model_copy(update={"examples": (tagged,)})
+    assert text_for_teacher(said, shown)[0] == said
+    assert "thinks" not in plain.model_dump()

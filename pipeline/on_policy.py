@@ -29,7 +29,7 @@ from pipeline.run import SCRATCH, Context
 from pipeline.store import read_records, write_file, write_json, write_records
 from pipeline.supervise import rendered_ids
 from pipeline.tasks.judge import Judge
-from serve.errors import DataError
+from serve.errors import DataError, TrainingDiverged
 from serve.models import file_sha256, resolve_model
 
 STAGE_VERSION = 4
@@ -41,6 +41,8 @@ LIBRARIES = (
     "reasoning-gym",
     "math-verify",
 )
+# The student as it was before updates that broke, beside nothing else that is whole.
+LAST_GOOD = "last-good"
 # What a teacher's words do not depend on: a raised budget must not pay for them again.
 UNCHANGING = {"token_budget", "slots", "base_url", "api_key_env", "license"}
 Config = tuple[TeacherOptions, StudentOptions, OnPolicyOptions]
@@ -153,9 +155,15 @@ def _graded(
         refiner = Refiner(
             sampler, grading, judge, teacher, student, options, replay, held_out, scratch, context
         )
-        rows = refiner.run(practice)
+        try:
+            rows = refiner.run(practice)
+        except TrainingDiverged as error:
+            sampler.save(out / LAST_GOOD)
+            kept = f"the student before them: {out.name}/{LAST_GOOD}"
+            raise TrainingDiverged(f"{error.args[0]}; {kept}", hint=error.hint) from error
         graded_tokens = grading.tokens
         sampler.save(out)
+    shutil.rmtree(out / LAST_GOOD, ignore_errors=True)
     write_file(out / "attempts.jsonl", (scratch / "attempts.jsonl").read_bytes())
     attempts = read_records(out / "attempts.jsonl", Attempt)
     write_records(out / OWN_ANSWERS, own_answers(attempts, student))

@@ -18,7 +18,7 @@ from pipeline.refiner import Refiner
 from pipeline.run import Context
 from pipeline.store import read_records, write_records
 from pipeline.tasks.gym import family_problems
-from serve.errors import DataError, EngineError
+from serve.errors import DataError, EngineError, TrainingDiverged
 
 pytestmark = pytest.mark.slow
 RECIPE = load_recipe(find_recipe("smoke"))
@@ -102,6 +102,20 @@ def test_a_block_is_attempts_grades_and_updates(inputs, finished):
     assert [look["blocks"] for look in looks] == [0.0, 1.0, 2.0]
     assert all(0 < look["entropy_nats"] < 12 for look in looks)
     assert not (out / "scratch").exists()
+
+
+def test_what_broken_updates_left_is_kept_and_practised_again(inputs, finished, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.update.backward", lambda *_: float("nan"))
+        with pytest.raises(TrainingDiverged, match="aligned/last-good") as raised:
+            practise(inputs, tmp_path / "aligned")
+    assert raised.value.exit_code == 6
+    kept = load_file(tmp_path / "aligned" / "last-good" / "model.safetensors")
+    before = load_file(inputs["04-sft"] / "model.safetensors")
+    assert all(torch.equal(kept[name], before[name]) for name in before)
+    practise(inputs, tmp_path / "aligned")
+    assert not (tmp_path / "aligned" / "last-good").exists()
+    assert hashes(tmp_path / "aligned") == hashes(finished[0])
 
 
 def test_the_student_has_moved(inputs, finished):

@@ -58,12 +58,12 @@ class Overlap(Record):
 class _Index:
     """Training texts by the n-grams that are not among `templates`."""
 
-    def __init__(self, texts: Sequence[Trained], length: int, templates: set[Tokens]) -> None:
+    def __init__(self, texts: Sequence[Tokens], length: int, templates: set[Tokens]) -> None:
         self.length, self.templates = length, templates
         self.texts: defaultdict[Tokens, list[int]] = defaultdict(list)
         self.counts: list[int] = []
-        for index, text in enumerate(texts):
-            rare = set(ngrams(tokens_of(text.text), length)) - templates
+        for index, tokens in enumerate(texts):
+            rare = set(ngrams(tokens, length)) - templates
             self.counts.append(len(rare))
             for gram in rare:
                 self.texts[gram].append(index)
@@ -91,23 +91,25 @@ class _Index:
 def overlaps(suites: Mapping[str, Sequence[Problem]], trained: Sequence[Trained]) -> list[Overlap]:
     """At most one overlap an item of each kind, with a prompt and with a trace: the largest."""
     found: list[Overlap] = []
-    templates = {length: _templates(trained, length) for length in (SHINGLE_TOKENS, *LENGTHS)}
+    read = [(text, tokens_of(text.text)) for text in sorted(trained, key=lambda t: t.key)]
+    templates = {length: _templates(read, length) for length in (SHINGLE_TOKENS, *LENGTHS)}
     for where in ("prompt", "trace"):
-        texts = sorted((t for t in trained if t.where == where), key=lambda t: t.key)
-        runs = {length: _Index(texts, length, templates[length]) for length in LENGTHS}
-        shingles = _Index(texts, SHINGLE_TOKENS, templates[SHINGLE_TOKENS])
+        texts = [text for text, _ in read if text.where == where]
+        tokens = [tokens for text, tokens in read if text.where == where]
+        runs = {length: _Index(tokens, length, templates[length]) for length in LENGTHS}
+        shingles = _Index(tokens, SHINGLE_TOKENS, templates[SHINGLE_TOKENS])
         for suite, problems in suites.items():
             for problem in problems:
                 found += _of_item(suite, problem, texts, runs, shingles)
     return found
 
 
-def _templates(trained: Sequence[Trained], length: int) -> set[Tokens]:
+def _templates(read: Sequence[tuple[Trained, Tokens]], length: int) -> set[Tokens]:
     """Of prompts and traces together: traces hold no question but a leaked one, whose template
     would be rare among them."""
     holders: defaultdict[Tokens, set[str]] = defaultdict(set)
-    for text in trained:
-        for gram in ngrams(tokens_of(text.text), length):
+    for text, tokens in read:
+        for gram in ngrams(tokens, length):
             if len(holders[gram]) <= TEMPLATE_PROBLEMS:
                 holders[gram].add(text.problem)
     return {gram for gram, problems in holders.items() if len(problems) > TEMPLATE_PROBLEMS}

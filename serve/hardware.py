@@ -7,6 +7,17 @@ import sys
 from functools import cache
 from pathlib import Path
 
+# What torch's CPU kernels may use at most, as oneDNN reads it: of these none multiplies bfloat16.
+NO_BFLOAT16 = (
+    "SSE41",
+    "AVX",
+    "AVX2",
+    "AVX2_VNNI",
+    "AVX2_VNNI_2",
+    "AVX512_CORE",
+    "AVX512_CORE_VNNI",
+)
+
 
 @cache
 def cpu_flags() -> frozenset[str]:
@@ -24,8 +35,10 @@ def has_fast_bfloat16() -> bool:
 
 
 def cpu_has_fast_bfloat16() -> bool:
-    """AMX tiles are six times float32, AVX-512's dot products twice (docs/notes.md)."""
-    return bool({"amx_bf16", "avx512_bf16"} & cpu_flags())
+    """AMX tiles are six times float32, AVX-512's dot products twice (docs/notes.md). False where
+    ONEDNN_MAX_CPU_ISA keeps torch from both, which makes one machine compute as another does."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return limit not in NO_BFLOAT16 and bool({"amx_bf16", "avx512_bf16"} & cpu_flags())
 
 
 @cache

@@ -107,13 +107,16 @@ def test_an_answer_goes_on_where_it_was_begun(vllm):
     assert more.ids == whole.ids[6:]
 
 
-def test_grades_are_those_of_transformers_whatever_the_cache_holds(vllm, torch_engine):
+def test_grades_are_those_of_transformers_whatever_the_cache_holds(vllm, smoke):
     # Blocks of 128 tokens on processors: one lies in a long prompt, one ends in a long answer.
     long = (Message(role="system", content="Count. " * 60), MESSAGES[-1])
     texts = (*TEXTS, TEXTS[0] * 6, TEXTS[0])
     asked = [Request(key=str(i), messages=MESSAGES, begun=t) for i, t in enumerate(texts[:-1])]
     asked.append(Request(key="long", messages=long, begun=texts[-1]))
-    ours, again, theirs = vllm.grade(asked, 5), vllm.grade(asked, 5), torch_engine.grade(asked, 5)
+    ours, again = vllm.grade(asked, 5), vllm.grade(asked, 5)
+    # Not in the dtype that is fast here: two roundings to bfloat16 may fall to opposite sides.
+    with closing(load_engine("transformers", path=smoke.root / "04-sft", dtype="float32")) as exact:
+        theirs = exact.grade(asked, 5)
     assert again[-1].read_tokens == ours[-1].read_tokens - 128
     assert again[-2].read_tokens == ours[-2].read_tokens > 128
     for mine, later, other, text in zip(ours, again, theirs, texts, strict=True):

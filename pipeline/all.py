@@ -38,6 +38,7 @@ from pipeline import (
 from pipeline.forecast import forecast
 from pipeline.imported import IMPORTED
 from pipeline.memory import start_again_on_huge_pages
+from pipeline.pair import refuse_early
 from pipeline.progress import Progress
 from pipeline.quiet import quieten
 from pipeline.recipe import GeneralOptions, ProblemsOptions, Recipe
@@ -51,6 +52,8 @@ from serve.errors import Interrupted, RecipeError, RetortError
 from serve.models import check_reference
 
 SAME_WISH_S = 5.0
+# Whether teacher and student can work together is asked before these stages cost hours.
+FIRST_COSTLY, PRACTICE = "02", "05"
 
 
 def stages(recipe: Recipe) -> list[Stage]:
@@ -137,11 +140,16 @@ def execute(run: RunDir, recipe: Recipe, progress: Progress, until: str | None =
         check_reference(recipe.teacher.model)
     check_reference(recipe.student.model)
     write_json(run.root / "recipe.json", recipe.model_dump(mode="json"))
+    asked = False
     for stage in stages(recipe):
         inputs = {name: proven[name] for name in stage.needs}
         fingerprint = run.fingerprint(stage, inputs, recipe.run.seed)
         manifest = run.proven(stage, fingerprint)
         if manifest is None:
+            if not asked and FIRST_COSTLY <= stage.name < PRACTICE:
+                practises = until is None or until >= PRACTICE
+                refuse_early(recipe, practises and recipe.on_policy.method != "none")
+                asked = True
             progress.say(f"{stage.name} …")
             manifest = run_stage(run, stage, fingerprint, context)
             progress.say(f"{stage.name} done in {manifest.took_s:.0f} s")

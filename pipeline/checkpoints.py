@@ -7,9 +7,12 @@ from pathlib import Path
 
 from pipeline.records import content_key
 from pipeline.store import write_file
+from serve.errors import TrainingDiverged
 
 # Written into a checkpoint folder after everything else: a folder without it was being written.
 COMPLETE = "COMPLETE"
+# The student as it was before updates that broke, beside nothing else that is whole.
+LAST_GOOD = "last-good"
 
 
 def forget_others(folder: Path, proof: Path, *said: object) -> None:
@@ -38,3 +41,9 @@ def newest_complete(folder: Path) -> Path | None:
 def steps_done(checkpoint: Path | None) -> int:
     """Behind the training that a checkpoint was written by."""
     return int(checkpoint.name.partition("-")[2]) if checkpoint is not None else 0
+
+
+def kept_beside(error: TrainingDiverged, folder: Path) -> TrainingDiverged:
+    """The same error, which says where the student before the broken updates lies."""
+    kept = f"the student before them: {folder.parent.name}/{folder.name}"
+    return TrainingDiverged(f"{error.args[0]}; {kept}", hint=error.hint)

@@ -3,7 +3,8 @@
 For a teacher with the student's vocabulary, as a checkpoint: every token of an attempt is moved
 towards what the teacher would write there (TRL `DistillationTrainer`, arXiv 2306.13649). Writes a
 checkpoint folder; a killed run resumes from its last complete checkpoint and ends with the same
-weights. Attempts are not judged: right and wrong ones are learnt from alike.
+weights. Attempts are not judged: right and wrong ones are learnt from alike. Held-out problems are
+looked at between blocks (`pipeline/exact_watch.py`).
 """
 
 from __future__ import annotations
@@ -14,19 +15,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoints import forget_others, newest_complete, steps_done
+from pipeline.checkpoints import (
+    LAST_GOOD,
+    forget_others,
+    kept_beside,
+    newest_complete,
+    steps_done,
+)
 from pipeline.memory import keep_freed_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import StudentOptions
 from pipeline.records import Problem
 from pipeline.run import SCRATCH, Context
 from pipeline.spread import ExactJob, train_spread
-from pipeline.store import write_records
+from pipeline.store import write_json, write_records
+from pipeline.tasks.judge import Judge
+from pipeline.token_rows import compare_vocabularies, cut_padding, give_back_padding, shared_rows
 from pipeline.training_options import TrainingOptions
-from serve.errors import DataError
+from serve.errors import DataError, TrainingDiverged
 
-# What processes of their own practise on, beside their checkpoints.
-PROBLEMS = "problems.jsonl"
+# What processes of their own practise on and are watched by, beside their checkpoints.
+PROBLEMS, HELD_OUT = "problems.jsonl", "held-out.jsonl"
+LOOKS = "watch"
 
 if TYPE_CHECKING:
     from pipeline.exact_attempts import ExactSampler
@@ -41,12 +51,14 @@ def refine_exact(
     options: OnPolicyOptions,
     out: Path,
     context: Context,
+    held_out: Sequence[Problem] = (),
 ) -> list[dict[str, Any]]:
     """Train the student on its own attempts at `problems` and save it (bfloat16, tokenizer beside
-    it) into `out`. One row a step (`ExactTrainer.rows`).
+    it) into `out`, with `watch.json` of the looks at `held_out`. One row a step
+    (`ExactTrainer.rows`).
 
     Raises DataError for a teacher of another vocabulary, TrainingDiverged at the third update in a
-    row that is broken.
+    row that is broken; the student before them is in `last-good` then.
     """
     if not problems:
         raise DataError("no problem to practise on")
@@ -61,19 +73,22 @@ def refine_exact(
         context.log.info("resuming from %s", resume.name)
     if context.training.spread:
         write_records(scratch / PROBLEMS, problems)
+        write_records(scratch / HELD_OUT, held_out)
         job = ExactJob(
             base=checkpoint.resolve(),
             teacher=teacher_checkpoint.resolve(),
             scratch=scratch.resolve(),
             out=out.resolve(),
             problems=(scratch / PROBLEMS).resolve(),
+            held_out=(scratch / HELD_OUT).resolve(),
             student=student,
             options=options,
             seed=context.seed,
             training=context.training,
             resume=resume and resume.resolve(),
         )
-        return _refine_spread(job, done, context)
+        rows = _refine_spread(job, done, context)
+        return _finished(rows, scratch, out)
     with context.progress.bar("practice", planned_steps(options)) as bar:
         exact = Exact(
             checkpoint,
@@ -85,10 +100,17 @@ def refine_exact(
             context.seed,
             lambda step, loss: bar.advance(1, f"divergence {loss:.3f}"),
             context.training,
+            held_out,
         )
         bar.advance(done)
-        rows = exact.run(resume)
-    exact.save(out)
+        rows = exact.practise(resume, out)
+    return _finished(rows, scratch, out)
+
+
+def _finished(rows: list[dict[str, Any]], scratch: Path, out: Path) -> list[dict[str, Any]]:
+    from pipeline.watching import looks_in
+
+    write_json(out / "watch.json", looks_in(scratch / LOOKS))
     shutil.rmtree(scratch, ignore_errors=True)
     return rows
 
@@ -99,9 +121,7 @@ def _refine_spread(job: ExactJob, done: int, context: Context) -> list[dict[str,
 
     with context.progress.bar("practice", planned_steps(job.options)) as bar:
         bar.advance(done)
-        rows = train_spread(job, lambda step, loss: bar.advance(1, f"divergence {loss:.3f}"))
-    shutil.rmtree(job.scratch, ignore_errors=True)
-    return rows
+        return train_spread(job, lambda step, loss: bar.advance(1, f"divergence {loss:.3f}"))
 
 
 class Exact:
@@ -118,15 +138,19 @@ class Exact:
         seed: int,
         on_step: OnStep,
         training: TrainingOptions = TrainingOptions(),  # noqa: B008 frozen
+        held_out: Sequence[Problem] = (),
     ) -> None:
         import torch
         from transformers import AutoTokenizer
 
         from pipeline.exact_attempts import Practice
         from pipeline.exact_trainer import build_trainer, exact_config
+        from pipeline.exact_watch import ExactWatch, WatchedCopy, untimed
         from pipeline.forecast_memory import PRACTICE_KEPT_SHARE, PROMPT_TOKENS
         from pipeline.processors import one_gpu
         from pipeline.trainable import layers_again, trainable, untouched
+        from pipeline.training_steps import Housekeeping
+        from pipeline.watching import Watching
 
         tokenizer, other = (
             AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -149,16 +173,36 @@ class Exact:
         # After all models, which DeepSpeed would else share out; before any moves: it says which
         # GPU is this process's.
         config = one_gpu(exact_config(options, scratch, seed, training, again))
+        sampler = _sampler(copied.to(config.device), tokenizer, checkpoint.name, options)
+        self._judge, self._copy = Judge(), WatchedCopy(sampler, student, checkpoint)
+        looks = scratch / LOOKS
+        watching = Watching(self._copy, self._judge, student, options, held_out, looks, untimed)
         self.trainer: ExactTrainer = build_trainer(
             model,
             teacher,
-            _sampler(copied.to(config.device), tokenizer, checkpoint.name, options),
+            sampler,
             tokenizer,
             Practice(problems, student, options, seed),
             config,
             on_step,
             library,
         )
+        self._watch = ExactWatch(self.trainer, watching, self._copy, options)
+        self.trainer.add_callback(self._watch)
+        self.trainer.add_callback(Housekeeping())
+
+    def practise(self, resume: Path | None, out: Path) -> list[dict[str, Any]]:
+        """Train to the end, and save into `out`. Raises TrainingDiverged."""
+        with self._judge:
+            try:
+                rows = self.run(resume)
+            except TrainingDiverged as error:
+                if self.trainer.skips:  # else the weights are broken, too
+                    self.save(out / LAST_GOOD)
+                    raise kept_beside(error, out / LAST_GOOD) from error
+                raise
+        self.save(out)
+        return rows
 
     def run(self, resume: Path | None) -> list[dict[str, Any]]:
         """Train to the end, from a checkpoint of the same training if one is given."""
@@ -166,44 +210,33 @@ class Exact:
 
         if resume is not None:
             self.trainer.guard.restore(json.loads((resume / GUARD).read_text(encoding="utf-8")))
+            self._watch.restore(resume)
         self.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         return self.trainer.rows()
 
     def save(self, folder: Path) -> None:
-        """A plain checkpoint in bfloat16 with as many rows as it came with."""
+        """A plain checkpoint in bfloat16 with as many rows as it came with: the student as it is,
+        or the better one that the watch went back to."""
         import torch
+        from transformers import AutoModelForCausalLM
 
         from pipeline.trainable import trained_model
 
-        model = trained_model(
-            self.trainer, self._checkpoint, lambda plain: cut_padding(plain, self._rows)
-        )
+        def cut(plain: Any) -> None:
+            cut_padding(plain, self._rows)
+
+        if self._copy.taken is None:
+            model = trained_model(self.trainer, self._checkpoint, cut)
+        elif self.trainer.accelerator.is_main_process:
+            model = AutoModelForCausalLM.from_pretrained(self._copy.taken, local_files_only=True)
+            cut(model)
+        else:
+            model = None
         if model is None:
             return
         give_back_padding(model, self._cut)
         model.to(torch.bfloat16).save_pretrained(folder)
         self.trainer.processing_class.save_pretrained(folder)
-
-
-def compare_vocabularies(student_tokenizer: Any, teacher_tokenizer: Any) -> int:
-    """How many token ids both have. Raises DataError naming the first one that differs."""
-    student, teacher = (
-        {index: token for token, index in tokenizer.get_vocab().items()}
-        for tokenizer in (student_tokenizer, teacher_tokenizer)
-    )
-    for index in sorted(student.keys() | teacher.keys()):
-        ours, theirs = student.get(index), teacher.get(index)
-        if ours != theirs:
-            raise DataError(
-                f"the teacher's vocabulary is not the student's: token {index} is "
-                f"{_quoted(ours)} for the student and {_quoted(theirs)} for the teacher",
-                hint='another tokenizer needs on_policy.method = "aligned" or "span"',
-            )
-    return 1 + int(max(student))
-
-
-def _quoted(token: str | None) -> str:
-    return "no token" if token is None else repr(token)
 
 
 def frozen(checkpoint: Path, packed: bool = True) -> Any:
@@ -233,47 +266,3 @@ def _sampler(copied: Any, tokenizer: Any, name: str, options: OnPolicyOptions) -
     context_tokens = getattr(copied.config.get_text_config(), "max_position_embeddings", 2**31)
     engine = TransformersEngine(copied, tokenizer, name, options.batch_lessons, context_tokens)
     return ExactSampler(engine, options)
-
-
-def shared_rows(student: Any, teacher: Any, tokens: int) -> int:
-    """Rows of the smaller head. Raises DataError when it has not one for each of `tokens`."""
-    counts = [len(model.get_output_embeddings().weight) for model in (student, teacher)]
-    if min(counts) < tokens:
-        raise DataError(
-            f"the heads have {counts[0]} (student) and {counts[1]} (teacher) rows "
-            f"for {tokens} tokens"
-        )
-    return min(counts)
-
-
-def cut_padding(model: Any, rows: int) -> list[Any]:
-    """Leave `rows` of head and embedding; returns what stood beyond, (rows, D) of each.
-
-    Checkpoints of one tokenizer are padded to different multiples (Qwen2.5 1.5B and 7B), and a
-    padding row is no token: neither the loss nor an attempt should see one.
-    """
-    weights = _token_weights(model)
-    if all(len(weight) == rows for weight in weights):
-        return []
-    cut = [weight[rows:].detach().clone() for weight in weights]
-    model.resize_token_embeddings(rows)
-    return cut
-
-
-def give_back_padding(model: Any, cut: Sequence[Any]) -> None:
-    """Undo `cut_padding`."""
-    if not cut:
-        return
-    import torch
-
-    rows = len(_token_weights(model)[0])
-    model.resize_token_embeddings(rows + len(cut[0]), mean_resizing=False)
-    with torch.no_grad():
-        for weight, beyond in zip(_token_weights(model), cut, strict=True):
-            weight[rows:] = beyond
-
-
-def _token_weights(model: Any) -> list[Any]:
-    """Weights with a row for each token: one if head and embedding are tied."""
-    weights = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-    return weights[:1] if weights[0] is weights[1] else weights

@@ -67,7 +67,7 @@ class ExactSampler:
     def draw(self, student: Any, asked: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """One attempt a row, as TRL holds them: prompts (B, P) end together, answers (B, A) begin
         together; an answer that ended has its end token. Masks are 1 at what is theirs."""
-        self._take_weights(student)
+        self.take_weights(student)
         answers = dict(self.engine.generate([self._request(row) for row in asked]))
         ends = [self.engine.tokenizer.eos_token_id]
         prompts, attempts = [], []
@@ -86,7 +86,8 @@ class ExactSampler:
         }
 
     @torch.no_grad()
-    def _take_weights(self, student: Any) -> None:
+    def take_weights(self, student: Any) -> None:
+        """Answer with the weights as they are now; of shares every process gives its own."""
         with gathered(student):
             pairs = zip(self.engine.model.parameters(), student.parameters(), strict=True)
             for copied, trained in pairs:

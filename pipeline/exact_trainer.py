@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch.nn import functional
 from transformers import PrinterCallback, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
@@ -35,7 +36,7 @@ from pipeline.processors import in_float32_only, processor_settings
 from pipeline.store import write_json
 from pipeline.tracking import followed
 from pipeline.training_options import TrainingOptions
-from pipeline.training_steps import Housekeeping, step_again
+from pipeline.training_steps import step_again
 from pipeline.update import GRADIENT_LIMIT, Guard
 from serve.hardware import has_cuda, has_fast_bfloat16
 
@@ -59,6 +60,7 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
         self._workspace, self._library_path = Workspace(), library_path or has_cuda()
         self._drawn: list[dict[str, torch.Tensor]] = []
         self._loss_nats, self._norm, self._attempt_tokens = math.nan, math.nan, 0
+        self._update_beta = self.beta
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """None: a checkpoint is a state to resume from, and the run writes its own card."""
@@ -70,6 +72,7 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
             drawn = self.sampler.draw(self.accelerator.unwrap_model(self.model), generation_batch)
             tokens = self.accelerator.gather(drawn["completion_mask"].sum()).sum()
             self._attempt_tokens, self._loss_nats = int(tokens), 0.0
+            self._update_beta = self.beta  # a look after the update may change it before it is told
             self._drawn = [part | {"num_items_in_batch": tokens} for part in in_parts(drawn, parts)]
         return self._drawn[self._step % parts]
 
@@ -115,6 +118,11 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
         )
         return total / inputs["num_items_in_batch"].clamp(min=1)
 
+    @property
+    def skips(self) -> bool:
+        """True where a refused update leaves the weights as they were."""
+        return bool(self.accelerator.distributed_type != DistributedType.DEEPSPEED)
+
     def _clip_grad_norm(self, model: Any) -> Any:
         """Before every update: one that the guard refuses is left without gradients, which the
         optimizer passes over. DeepSpeed has made the update by now: there the third refusal ends
@@ -133,6 +141,7 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
                 "gradient_norm": _finite(self._norm),
                 "attempt_tokens": self._attempt_tokens,
                 "skipped_updates": self.guard.skipped,
+                "beta": self._update_beta,
             }
         super().log(logs, start_time)
 
@@ -146,6 +155,7 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
             "gradient_norm",
             "attempt_tokens",
             "skipped_updates",
+            "beta",
         )
         history = [row for row in self.state.log_history if "loss_nats" in row]
         return [{name: row[name] for name in names} for row in history]
@@ -155,7 +165,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class Steps(TrainerCallback):  # type: ignore[misc]
     """Reports steps, keeps the guard's memory in each checkpoint."""
 
     def __init__(self, guard: Guard, on_step: OnStep) -> None:
@@ -184,7 +194,8 @@ def build_trainer(
     on_step: OnStep,
     library_path: bool,
 ) -> ExactTrainer:
-    """A trainer ready to run. `student` and `teacher` have heads of the same rows."""
+    """A trainer that lacks its last callback, `Housekeeping`. `student` and `teacher` have heads of
+    the same rows."""
     trainer = ExactTrainer(
         sampler,
         library_path,
@@ -194,8 +205,7 @@ def build_trainer(
         train_dataset=practice,
         processing_class=tokenizer,
     )
-    trainer.add_callback(Watch(trainer.guard, on_step))
-    trainer.add_callback(Housekeeping())
+    trainer.add_callback(Steps(trainer.guard, on_step))
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.attempts import Attempt, in_practice_order, own_answers
 from pipeline.calibration import OWN_ANSWERS
-from pipeline.checkpoints import forget_others
+from pipeline.checkpoints import LAST_GOOD, forget_others, kept_beside
 from pipeline.memory import keep_freed_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.pair_method import choose_method
@@ -32,7 +32,7 @@ from pipeline.tasks.judge import Judge
 from serve.errors import DataError, TrainingDiverged
 from serve.models import file_sha256, resolve_model
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 LIBRARIES = (
     "torch",
     "transformers",
@@ -41,8 +41,6 @@ LIBRARIES = (
     "reasoning-gym",
     "math-verify",
 )
-# The student as it was before updates that broke, beside nothing else that is whole.
-LAST_GOOD = "last-good"
 # What a teacher's words do not depend on: a raised budget must not pay for them again.
 UNCHANGING = {"token_budget", "slots", "base_url", "api_key_env", "license"}
 Config = tuple[TeacherOptions, StudentOptions, OnPolicyOptions]
@@ -67,10 +65,11 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     _forget_others(out / SCRATCH, config, inputs, context.seed)
     shutil.copyfile(checkpoint / "examples.jsonl", out / "examples.jsonl")
     if method == "exact":
-        counts = _exact(config, chosen, practice, checkpoint, out, context)
+        counts = _exact(config, chosen, practice, held_out, checkpoint, out, context)
     else:
         counts = _graded(config, chosen, practice, held_out, checkpoint, out, context)
-    shutil.rmtree(out / SCRATCH, ignore_errors=True)
+    for finished in (SCRATCH, LAST_GOOD):
+        shutil.rmtree(out / finished, ignore_errors=True)
     return {"method": method} | counts
 
 
@@ -94,6 +93,7 @@ def _exact(
     config: Config,
     options: OnPolicyOptions,
     practice: Sequence[Problem],
+    held_out: Sequence[Problem],
     checkpoint: Path,
     out: Path,
     context: Context,
@@ -104,9 +104,8 @@ def _exact(
 
     teacher, student, _ = config
     folder = resolve_model(teacher.model, teacher.sha256)
-    rows = refine_exact(checkpoint, folder, practice, student, options, out, context)
+    rows = refine_exact(checkpoint, folder, practice, student, options, out, context, held_out)
     _write_rows(out / "blocks.jsonl", rows)
-    write_json(out / "watch.json", [])
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     turns = [[m.model_dump() for m in student_messages(student, p.question)] for p in practice]
     prompts = [tokenizer.apply_chat_template(t, add_generation_prompt=True) for t in turns]
@@ -159,11 +158,9 @@ def _graded(
             rows = refiner.run(practice)
         except TrainingDiverged as error:
             sampler.save(out / LAST_GOOD)
-            kept = f"the student before them: {out.name}/{LAST_GOOD}"
-            raise TrainingDiverged(f"{error.args[0]}; {kept}", hint=error.hint) from error
+            raise kept_beside(error, out / LAST_GOOD) from error
         graded_tokens = grading.tokens
         sampler.save(out)
-    shutil.rmtree(out / LAST_GOOD, ignore_errors=True)
     write_file(out / "attempts.jsonl", (scratch / "attempts.jsonl").read_bytes())
     attempts = read_records(out / "attempts.jsonl", Attempt)
     write_records(out / OWN_ANSWERS, own_answers(attempts, student))

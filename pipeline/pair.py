@@ -14,7 +14,7 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline.pair_checks import Finding, findings, shown_examples
+from pipeline.pair_checks import Finding, findings, shown_examples, student_findings
 from pipeline.pair_forecast import forecast
 from pipeline.pair_method import choose_method
 from pipeline.quiet import quieten
@@ -26,15 +26,37 @@ from serve.errors import DataError, RetortError
 COLOURS = {"fine": "green", "note": "cyan", "risk": "yellow", "refused": "red"}
 
 
+def refuse_early(recipe: Recipe, practises: bool) -> None:
+    """What can be known of the pair before a model is opened: a run asks this before its traces.
+
+    Raises DataError for a student that cannot be taught, and where it `practises` for a teacher
+    that cannot grade; EngineError for a server that does not answer.
+    """
+    from transformers import AutoTokenizer
+
+    checkpoint = student_checkpoint(recipe.student)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+        _must_not_refuse(list(student_findings(recipe, checkpoint, tokenizer)))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"student {recipe.student.model} does not load: {error}") from error
+    if practises:
+        choose_method(recipe.teacher, recipe.on_policy, checkpoint)
+
+
+def _must_not_refuse(found: list[Finding]) -> None:
+    refused = [finding for finding in found if finding.kind == "refused"]
+    if refused:
+        raise DataError(f"this pair cannot work: {refused[0].text}")
+
+
 def examine_pair(recipe: Recipe, console: Console) -> list[Finding]:
     """Print all that is found. Raises DataError when the pair is refused."""
     checkpoint = student_checkpoint(recipe.student)
     found = findings(recipe, checkpoint)
     for finding in found:
         console.print(f"[{COLOURS[finding.kind]}]{finding.kind:8}[/] {escape(finding.text)}")
-    refused = [finding for finding in found if finding.kind == "refused"]
-    if refused:
-        raise DataError(f"this pair cannot work: {refused[0].text}")
+    _must_not_refuse(found)
     if recipe.on_policy.method != "none":
         choice = choose_method(recipe.teacher, recipe.on_policy, checkpoint)
         console.print(f"[green]{'method':8}[/] {choice.method}: {choice.why}")

@@ -37,7 +37,7 @@ def findings(recipe: Recipe, checkpoint: Path) -> list[Finding]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-    found = list(_student_findings(recipe, checkpoint, tokenizer))
+    found = list(student_findings(recipe, checkpoint, tokenizer))
     if any(finding.kind == "refused" for finding in found):
         return found
     with closing(open_teacher(recipe.teacher.model_copy(update={"slots": 4}))) as teacher:
@@ -45,7 +45,8 @@ def findings(recipe: Recipe, checkpoint: Path) -> list[Finding]:
     return found
 
 
-def _student_findings(recipe: Recipe, checkpoint: Path, tokenizer: Any) -> Iterator[Finding]:
+def student_findings(recipe: Recipe, checkpoint: Path, tokenizer: Any) -> Iterator[Finding]:
+    """What the student's tokenizer and configuration show, without its weights."""
     if tokenizer.chat_template is None:
         yield Finding("refused", "the student's tokenizer has no chat template")
         return

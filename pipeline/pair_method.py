@@ -63,7 +63,7 @@ def _must_work(teacher: TeacherOptions, method: Method, checkpoint: Path) -> Non
 def _vocabulary_fault(teacher: TeacherOptions, checkpoint: Path) -> str | None:
     from transformers import AutoTokenizer
 
-    from pipeline.exact import compare_vocabularies
+    from pipeline.token_rows import compare_vocabularies
 
     folder = resolve_model(teacher.model, teacher.sha256)
     student, other = (

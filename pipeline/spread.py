@@ -63,6 +63,7 @@ class ExactJob(Job):
 
     teacher: Path
     problems: Path
+    held_out: Path
     student: StudentOptions
     options: OnPolicyOptions
 

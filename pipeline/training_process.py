@@ -89,10 +89,9 @@ def _exact(job: Job, on_step: OnStep) -> list[dict[str, Any]]:
         job.seed,
         on_step,
         job.training,
+        list(read_records(job.held_out, Problem)),
     )
-    rows = exact.run(job.resume)
-    exact.save(job.out)
-    return rows
+    return exact.practise(job.resume, job.out)
 
 
 def _tell(replies: TextIO, **said: Any) -> None:

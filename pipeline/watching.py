@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.attempts import sample_attempts
 from pipeline.collapse_watch import (
@@ -21,12 +21,32 @@ from pipeline.collapse_watch import (
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import StudentOptions
 from pipeline.records import Problem
-from pipeline.sampler import Sampler
 from pipeline.store import write_file
 from pipeline.tasks.judge import Judge
+from serve.engines.base import Engine
 
 TEMPERATURE = 0.7
 Timed = Callable[..., AbstractContextManager[None]]
+
+
+class Watched(Protocol):
+    """A student in practice: `pipeline/sampler.py`, and for `exact` `pipeline/exact_watch.py`."""
+
+    checkpoint: Path
+    engine: Any
+
+    def answering(self) -> Engine: ...
+
+    def prompt_ids(self, question: str) -> list[int]: ...
+
+    def keep(self, folder: Path) -> None: ...
+
+    def take(self, folder: Path) -> None: ...
+
+
+def looks_in(folder: Path) -> list[Look]:
+    """All that were taken into a scratch folder."""
+    return [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("look-*.json"))]
 
 
 class Watching:
@@ -34,7 +54,7 @@ class Watching:
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: Watched,
         judge: Judge,
         student: StudentOptions,
         options: OnPolicyOptions,
@@ -54,11 +74,15 @@ class Watching:
     def restore(self, state: dict[str, Any]) -> None:
         self.looks, self.beta, self._shifted = state["looks"], state["beta"], state["shifted"]
 
+    def due(self, done: int) -> bool:
+        """Before practice, each `watch_blocks`, and at its end."""
+        every, last = self._options.watch_blocks, self._options.blocks
+        return bool(every and self._held_out) and (done % every == 0 or done == last)
+
     def ends_practice(self, done: int) -> bool:
         """Look where a look is due after `done` blocks, and heed the rule of `collapse_watch`."""
-        options, log = self._options, logging.getLogger("retort")
-        due = done % options.watch_blocks == 0 if options.watch_blocks else False
-        if not (due or done == options.blocks) or not self.look(done):
+        log = logging.getLogger("retort")
+        if not self.look(done):
             return False
         advised = advice(self.looks, self.beta, self._shifted)
         if advised == "shift":
@@ -70,8 +94,8 @@ class Watching:
         return advised == "stop"
 
     def look(self, done: int) -> bool:
-        """One after `done` blocks; False where none is wanted."""
-        if not self._options.watch_blocks or not self._held_out:
+        """One after `done` blocks, if it is due; False where it is not."""
+        if not self.due(done):
             return False
         path = self._scratch / f"look-{done:06d}.json"
         if path.exists():

@@ -68,8 +68,9 @@ def test_every_update_has_its_row(whole):
             "gradient_norm",
             "attempt_tokens",
             "skipped_updates",
+            "beta",
         ]
-        assert row["skipped_updates"] == 0
+        assert (row["skipped_updates"], row["beta"]) == (0, 0.5)
         # The teacher was trained for a minute: both agree but for some tenths of a nat a token.
         assert 0.01 < row["loss_nats"] < 1.0
         assert math.isfinite(row["gradient_norm"])

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.pipeline.tiny import checkpoint
+
 ROOT = Path(__file__).parent.parent.parent
 PRACTICE = ("--set", "problems.practice_per_family=30", "--set", "on_policy.method=auto")
 
 
-def pair(*arguments):
+def pair(*arguments, module="pipeline.pair", recipe="smoke"):
     return subprocess.run(
-        [sys.executable, "-m", "pipeline.pair", "smoke", *arguments],
+        [sys.executable, "-m", module, recipe, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -56,3 +58,27 @@ def test_practice_without_problems_is_a_fault_of_the_recipe():
     done = pair("--set", "on_policy.method=auto")
     assert done.returncode == 2
     assert "on_policy.method auto needs practice_per_family above 0" in done.stderr
+
+
+def test_a_run_refuses_before_it_asks_the_teacher(tmp_path):
+    method = (*PRACTICE[:2], "--set", "on_policy.method=exact")
+    done = pair("--run", str(tmp_path / "run"), *method, module="pipeline.all")
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-2:] == [
+        "error: on_policy.method exact cannot work: teacher.engine is llama.cpp, exact needs "
+        "transformers",
+        "hint: aligned can",
+    ]
+    checkpoint(tmp_path / "student", 0)
+    (tmp_path / "student" / "chat_template.jinja").unlink()
+    (tmp_path / "mine.toml").write_text(
+        'extends = "smoke"\n[student]\nanew = true\n'
+        f'model = "path:{tmp_path / "student"}"\nsystem = "s"\n'
+    )
+    mine = str(tmp_path / "mine.toml")
+    done = pair("--run", str(tmp_path / "run"), module="pipeline.all", recipe=mine)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1] == (
+        "error: this pair cannot work: the student's tokenizer has no chat template"
+    )
+    assert [p.name for p in (tmp_path / "run").glob("0*")] == ["01-problems"]

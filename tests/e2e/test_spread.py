@@ -1,5 +1,6 @@
 """Two processes over gloo train what one trains: the same losses, the same weights, resumable."""
 
+import json
 import math
 import os
 import shutil
@@ -33,8 +34,11 @@ PRACTICE = OnPolicyOptions(
     temperature=1.0,
     learning_rate=1e-3,
     checkpoint_blocks=1,
+    watch_blocks=1,
+    watch_samples=2,
 )
 PROBLEMS = [Problem(question=f"{i} + 1 =", answer=str(i + 1), family="f") for i in range(4)]
+HELD_OUT = [Problem(question=f"{i} + 2 =", answer=str(i + 2), family="f") for i in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +173,17 @@ def test_practice_is_shared_out_too(tiny, teacher, tmp_path, strategy, monkeypat
     for name in ("none", strategy):
         out = tmp_path / name
         out.mkdir()
-        rows[name] = refine_exact(tiny, teacher, PROBLEMS, student, PRACTICE, out, context(name))
+        rows[name] = refine_exact(
+            tiny, teacher, PROBLEMS, student, PRACTICE, out, context(name), HELD_OUT
+        )
     for one, two in zip(rows["none"], rows[strategy], strict=True):
         assert two["attempt_tokens"] == one["attempt_tokens"]
         assert two["loss_nats"] == pytest.approx(one["loss_nats"], abs=1e-5)
         assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
+    looks, others = (json.loads((tmp_path / name / "watch.json").read_text()) for name in rows)
+    assert [look["blocks"] for look in looks] == [0.0, 1.0, 2.0]
+    for look, other in zip(looks, others, strict=True):
+        assert look == pytest.approx(other, abs=1e-4)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in rows)
     for key, value in one.items():
         torch.testing.assert_close(two[key].float(), value.float(), rtol=1e-2, atol=1e-5)

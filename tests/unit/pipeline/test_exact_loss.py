@@ -10,8 +10,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 from trl import DistillationTrainer
 from trl.experimental.gkd import GKDTrainer
 
-from pipeline import exact, exact_loss, exact_trainer
-from pipeline.exact import Exact, compare_vocabularies, cut_padding, give_back_padding, refine_exact
+from pipeline import exact_loss, exact_trainer
+from pipeline.exact import Exact, refine_exact
 from pipeline.exact_loss import Side, summed_divergence
 from pipeline.head_loss import Workspace
 from pipeline.on_policy_options import OnPolicyOptions
@@ -19,6 +19,12 @@ from pipeline.progress import Progress
 from pipeline.recipe import StudentOptions
 from pipeline.records import Problem
 from pipeline.run import Context
+from pipeline.token_rows import (
+    compare_vocabularies,
+    cut_padding,
+    give_back_padding,
+    token_weights,
+)
 from pipeline.training_options import TrainingOptions
 from serve.errors import DataError, TrainingDiverged
 from tests.unit.pipeline.tiny import LETTERS, SHAPE, checkpoint, tokenizer
@@ -181,6 +187,7 @@ def test_training_towards_a_teacher_comes_closer(student, teacher, tmp_path):
         "gradient_norm",
         "attempt_tokens",
         "skipped_updates",
+        "beta",
     ]
     assert rows[-1]["loss_nats"] < 0.7 * rows[0]["loss_nats"]
     assert rows[0]["learning_rate"] == pytest.approx(3e-3, rel=0.01)
@@ -214,12 +221,12 @@ def test_cut_padding_comes_back(tied):
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=20, hidden_size=8, tie_word_embeddings=tied, **SHAPE)
     )
-    before = [w.clone() for w in exact._token_weights(model)]
+    before = [w.clone() for w in token_weights(model)]
     cut = cut_padding(model, 15)
     assert len(cut) == len(before) == (1 if tied else 2)
-    assert {len(w) for w in exact._token_weights(model)} == {15}
+    assert {len(w) for w in token_weights(model)} == {15}
     give_back_padding(model, cut)
-    for weight, expected in zip(exact._token_weights(model), before, strict=True):
+    for weight, expected in zip(token_weights(model), before, strict=True):
         assert torch.equal(weight, expected)
 
 
@@ -282,7 +289,7 @@ def test_broken_updates_are_skipped_and_the_third_in_a_row_ends_it(
     training = build(student, teacher, tmp_path, blocks=4)
     weights, seen = training.trainer.model.lm_head.weight, []
     monkeypatch.setattr(
-        exact_trainer.Watch,
+        exact_trainer.Steps,
         "on_step_end",
         lambda *_, **__: seen.append(weights.detach().clone()),
     )

@@ -25,7 +25,7 @@ from pipeline.checkpoints import (
 from pipeline.memory import keep_freed_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import StudentOptions
-from pipeline.records import Problem
+from pipeline.records import Example, Problem
 from pipeline.run import SCRATCH, Context
 from pipeline.spread import ExactJob, train_spread
 from pipeline.store import write_json, write_records
@@ -35,7 +35,7 @@ from pipeline.training_options import TrainingOptions
 from serve.errors import DataError, TrainingDiverged
 
 # What processes of their own practise on and are watched by, beside their checkpoints.
-PROBLEMS, HELD_OUT = "problems.jsonl", "held-out.jsonl"
+PROBLEMS, HELD_OUT, EXAMPLES = "problems.jsonl", "held-out.jsonl", "examples.jsonl"
 LOOKS = "watch"
 
 if TYPE_CHECKING:
@@ -52,10 +52,11 @@ def refine_exact(
     out: Path,
     context: Context,
     held_out: Sequence[Problem] = (),
+    examples: Sequence[Example] = (),
 ) -> list[dict[str, Any]]:
-    """Train the student on its own attempts at `problems` and save it (bfloat16, tokenizer beside
-    it) into `out`, with `watch.json` of the looks at `held_out`. One row a step
-    (`ExactTrainer.rows`).
+    """Train the student on its own attempts at `problems`, `on_policy.replay` of SFT's `examples`
+    between those of a block, and save it (bfloat16, tokenizer beside it) into `out`, with
+    `watch.json` of the looks at `held_out`. One row a step (`ExactTrainer.rows`).
 
     Raises DataError for a teacher of another vocabulary, TrainingDiverged at the third update in a
     row that is broken; the student before them is in `last-good` then.
@@ -63,8 +64,9 @@ def refine_exact(
     if not problems:
         raise DataError("no problem to practise on")
     keep_freed_memory()
-    from pipeline.exact_attempts import planned_steps
+    from pipeline.exact_attempts import planned_steps, with_traces
 
+    options = with_traces(options, examples)
     scratch = out / SCRATCH / "checkpoints"
     forget_others(scratch, scratch.with_suffix(".of"), context.training.shape)
     resume = newest_complete(scratch)
@@ -74,6 +76,7 @@ def refine_exact(
     if context.training.spread:
         write_records(scratch / PROBLEMS, problems)
         write_records(scratch / HELD_OUT, held_out)
+        write_records(scratch / EXAMPLES, examples)
         job = ExactJob(
             base=checkpoint.resolve(),
             teacher=teacher_checkpoint.resolve(),
@@ -81,6 +84,7 @@ def refine_exact(
             out=out.resolve(),
             problems=(scratch / PROBLEMS).resolve(),
             held_out=(scratch / HELD_OUT).resolve(),
+            examples=(scratch / EXAMPLES).resolve(),
             student=student,
             options=options,
             seed=context.seed,
@@ -101,6 +105,7 @@ def refine_exact(
             lambda step, loss: bar.advance(1, f"divergence {loss:.3f}"),
             context.training,
             held_out,
+            examples,
         )
         bar.advance(done)
         rows = exact.practise(resume, out)
@@ -139,11 +144,12 @@ class Exact:
         on_step: OnStep,
         training: TrainingOptions = TrainingOptions(),  # noqa: B008 frozen
         held_out: Sequence[Problem] = (),
+        examples: Sequence[Example] = (),
     ) -> None:
         import torch
         from transformers import AutoTokenizer
 
-        from pipeline.exact_attempts import Practice
+        from pipeline.exact_attempts import Practice, replayed, with_traces
         from pipeline.exact_trainer import build_trainer, exact_config
         from pipeline.exact_watch import ExactWatch, WatchedCopy, untimed
         from pipeline.forecast_memory import PRACTICE_KEPT_SHARE, PROMPT_TOKENS
@@ -157,7 +163,7 @@ class Exact:
             for folder in (checkpoint, teacher_checkpoint)
         )
         tokens = compare_vocabularies(tokenizer, other)
-        options = options.resolved("exact")
+        options = with_traces(options, examples).resolved("exact")
         torch.manual_seed(seed)
         library = training.spread or training.device_examples is not None
         model = untouched(checkpoint) if library else trainable(checkpoint)
@@ -182,7 +188,7 @@ class Exact:
             teacher,
             sampler,
             tokenizer,
-            Practice(problems, student, options, seed),
+            Practice(problems, student, options, seed, replayed(examples, tokenizer)),
             config,
             on_step,
             library,

@@ -1,4 +1,4 @@
-"""The attempts of method `exact`: what is asked at each step, and our way of drawing it on a CPU.
+"""What method `exact` learns from at each step: the student's attempts, and traces between them.
 
 Everything drawn follows from the run's seed and the attempt's number, so that a resumed training
 draws what the killed one would have.
@@ -7,7 +7,8 @@ draws what the killed one would have.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -18,13 +19,37 @@ from pipeline.attempts import in_practice_order, seed_of
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.prompts import student_messages
 from pipeline.recipe import StudentOptions
-from pipeline.records import Problem
+from pipeline.records import Example, Problem
+from pipeline.supervise import rendered_answer
 from serve.engines.transformers import TransformersEngine
 from serve.messages import Message, Request, Sampling
 
+# Of an attempt: prompt, key and seed; of a trace: prompt, and the ids that are said.
+Row = dict[str, Any]
+
+
+def with_traces(options: OnPolicyOptions, traces: Sized) -> OnPolicyOptions:
+    """With no more to replay than there are."""
+    return options.model_copy(update={"replay": min(options.replay, len(traces))})
+
+
+def replayed(examples: Sequence[Example], tokenizer: Any) -> list[Row]:
+    """SFT's examples as rows of practice: the texts whose tokens the teacher's distribution is
+    compared on in the place of an attempt's (lambda below 1 in arXiv 2306.13649, section 3)."""
+    rows = []
+    for example in sorted(examples, key=lambda e: e.key):
+        ids, first = rendered_answer(example, tokenizer)
+        said = ids[first:]
+        ends = [i for i, token in enumerate(said) if token == tokenizer.eos_token_id]
+        rows.append(
+            {"prompt": list(example.prompt), "said": said[: ends[-1] + 1 if ends else None]}
+        )
+    return rows
+
 
 class Practice:
-    """Attempt after attempt: at which problem, from which seed. A data set for the trainer."""
+    """Row after row: at which problem an attempt is made, from which seed, and which trace is
+    replayed between them. A data set for the trainer."""
 
     def __init__(
         self,
@@ -32,15 +57,33 @@ class Practice:
         student: StudentOptions,
         options: OnPolicyOptions,
         seed: int,
+        traces: Sequence[Row] = (),
     ) -> None:
-        self._problems = in_practice_order(problems, seed)
-        self._student, self._options, self._seed = student, options, seed
+        self._problems, self._traces = in_practice_order(problems, seed), traces
+        self._student, self._seed = student, seed
+        self._options = with_traces(options, traces)
 
     def __len__(self) -> int:
         return planned_steps(self._options) * self._options.batch_lessons
 
-    def __getitem__(self, attempt: int) -> dict[str, Any]:
-        """`attempt` counts over all steps; the list begins again when it is through."""
+    def __getitem__(self, row: int) -> Row:
+        """`row` counts over all steps; the list of problems begins again when it is through."""
+        rows = steps_of_block(self._options) * self._options.batch_lessons
+        block, place = divmod(row, rows)
+        traces = self._replayed(block, rows)
+        if place in traces:
+            return self._traces[traces[place]]
+        before = sum(other < place for other in traces)
+        return self._attempt(block * (rows - self._options.replay) + place - before)
+
+    def _replayed(self, block: int, rows: int) -> dict[int, int]:
+        """Of a block: place -> trace, all over it."""
+        draw = random.Random(seed_of(self._seed, "mix", block))  # noqa: S311 an order, no secret
+        count = self._options.replay
+        places, traces = draw.sample(range(rows), count), range(len(self._traces))
+        return dict(zip(places, draw.sample(traces, count), strict=True))
+
+    def _attempt(self, attempt: int) -> Row:
         problem = self._problems[attempt // self._options.samples % len(self._problems)]
         messages = student_messages(self._student, problem.question)
         return {
@@ -51,11 +94,12 @@ class Practice:
 
 
 def planned_steps(options: OnPolicyOptions) -> int:
+    """Of options that `with_traces` has seen."""
     return options.blocks * steps_of_block(options)
 
 
 def steps_of_block(options: OnPolicyOptions) -> int:
-    return math.ceil(options.block_attempts / options.batch_lessons)
+    return math.ceil((options.block_attempts + options.replay) / options.batch_lessons)
 
 
 class ExactSampler:
@@ -63,18 +107,25 @@ class ExactSampler:
 
     def __init__(self, engine: TransformersEngine, options: OnPolicyOptions) -> None:
         self.engine, self._options = engine, options
+        self.drawn_tokens = 0
 
-    def draw(self, student: Any, asked: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """One attempt a row, as TRL holds them: prompts (B, P) end together, answers (B, A) begin
-        together; an answer that ended has its end token. Masks are 1 at what is theirs."""
+    def draw(self, student: Any, asked: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """One answer a row, the student's or a trace's, as TRL holds them: prompts (B, P) end
+        together, answers (B, A) begin together; an answer that ended has its end token. Masks are 1
+        at what is theirs. `drawn_tokens` are those of the student's."""
         self.take_weights(student)
-        answers = dict(self.engine.generate([self._request(row) for row in asked]))
+        wanted = [self._request(row) for row in asked if "said" not in row]
+        answers = dict(self.engine.generate(wanted))
         ends = [self.engine.tokenizer.eos_token_id]
-        prompts, attempts = [], []
+        prompts, attempts, self.drawn_tokens = [], [], 0
         for row in asked:
-            answer = answers[row["key"]]
             prompts.append(self.engine.prompt_ids([Message(**turn) for turn in row["prompt"]]))
+            if "said" in row:
+                attempts.append(row["said"])
+                continue
+            answer = answers[row["key"]]
             attempts.append([*answer.ids, *(ends if answer.finish == "stop" else [])])
+            self.drawn_tokens += len(attempts[-1])
         device = self.engine.model.device
         prompt_BP, prompt_mask_BP = _padded(prompts, ends[0], "left", device)
         answer_BA, answer_mask_BA = _padded(attempts, ends[0], "right", device)
@@ -93,7 +144,7 @@ class ExactSampler:
             for copied, trained in pairs:
                 copied.copy_(whole(trained))
 
-    def _request(self, row: dict[str, Any]) -> Request:
+    def _request(self, row: Row) -> Request:
         return Request(
             key=row["key"],
             messages=tuple(Message(**turn) for turn in row["prompt"]),

@@ -59,19 +59,22 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
         self.sampler, self.guard = sampler, Guard()
         self._workspace, self._library_path = Workspace(), library_path or has_cuda()
         self._drawn: list[dict[str, torch.Tensor]] = []
-        self._loss_nats, self._norm, self._attempt_tokens = math.nan, math.nan, 0
+        self._loss_nats, self._norm = math.nan, math.nan
+        self._attempt_tokens, self._learnt_tokens = 0, 0
         self._update_beta = self.beta
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """None: a checkpoint is a state to resume from, and the run writes its own card."""
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """Attempts are drawn for a whole update, and read in as many parts as it accumulates."""
+        """Answers are drawn for a whole update, and read in as many parts as it accumulates."""
         parts = self.args.gradient_accumulation_steps
         if self._step % parts == 0 or not self._drawn:
             drawn = self.sampler.draw(self.accelerator.unwrap_model(self.model), generation_batch)
+            own = torch.tensor(self.sampler.drawn_tokens, device=self.accelerator.device)
             tokens = self.accelerator.gather(drawn["completion_mask"].sum()).sum()
-            self._attempt_tokens, self._loss_nats = int(tokens), 0.0
+            self._attempt_tokens = int(self.accelerator.gather(own).sum())
+            self._learnt_tokens, self._loss_nats = int(tokens), 0.0
             self._update_beta = self.beta  # a look after the update may change it before it is told
             self._drawn = [part | {"num_items_in_batch": tokens} for part in in_parts(drawn, parts)]
         return self._drawn[self._step % parts]
@@ -95,7 +98,7 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Mean divergence (nats) over the tokens of the attempts."""
+        """Mean divergence (nats) over the tokens of the answers."""
         student, teacher = self.accelerator.unwrap_model(model), self.teacher_model
         library = self._library_path or return_outputs
         if library or not (has_plain_head(student) and has_plain_head(teacher)):
@@ -140,6 +143,7 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
                 "loss_nats": _finite(self._loss_nats),
                 "gradient_norm": _finite(self._norm),
                 "attempt_tokens": self._attempt_tokens,
+                "learnt_tokens": self._learnt_tokens,
                 "skipped_updates": self.guard.skipped,
                 "beta": self._update_beta,
             }
@@ -147,13 +151,14 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a step. A loss or norm that was not finite is None; skipped updates are counted
-        from the first step on."""
+        from the first step on; `learnt_tokens` are those of attempts and replayed traces."""
         names = (
             "step",
             "loss_nats",
             "learning_rate",
             "gradient_norm",
             "attempt_tokens",
+            "learnt_tokens",
             "skipped_updates",
             "beta",
         )

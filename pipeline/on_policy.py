@@ -27,7 +27,7 @@ from pipeline.recipe import StudentOptions, TeacherOptions
 from pipeline.records import Example, Problem
 from pipeline.run import SCRATCH, Context
 from pipeline.store import read_records, write_file, write_json, write_records
-from pipeline.supervise import rendered_ids
+from pipeline.supervise import rendered_answer
 from pipeline.tasks.judge import Judge
 from serve.errors import DataError, TrainingDiverged
 from serve.models import file_sha256, resolve_model
@@ -104,18 +104,22 @@ def _exact(
 
     teacher, student, _ = config
     folder = resolve_model(teacher.model, teacher.sha256)
-    rows = refine_exact(checkpoint, folder, practice, student, options, out, context, held_out)
+    examples = list(read_records(checkpoint / "examples.jsonl", Example)) if options.replay else []
+    rows = refine_exact(
+        checkpoint, folder, practice, student, options, out, context, held_out, examples
+    )
     _write_rows(out / "blocks.jsonl", rows)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     turns = [[m.model_dump() for m in student_messages(student, p.question)] for p in practice]
     prompts = [tokenizer.apply_chat_template(t, add_generation_prompt=True) for t in turns]
-    written = sum(row["attempt_tokens"] for row in rows)
-    # Both models read every attempt after its prompt.
-    read = written + round(len(rows) * options.batch_lessons * mean(map(_length, prompts)))
+    # Both models read every answer after its prompt.
+    read = sum(row["learnt_tokens"] for row in rows) + round(
+        len(rows) * options.batch_lessons * mean(map(_length, prompts))
+    )
     return {
         "updates": len(rows),
         "skipped_updates": rows[-1]["skipped_updates"],
-        "attempt_tokens": written,
+        "attempt_tokens": sum(row["attempt_tokens"] for row in rows),
         "student_tokens": read,
         "teacher_tokens": read,
     }
@@ -184,14 +188,8 @@ def replayed(examples: Sequence[Example], tokenizer: Any) -> list[Any]:
     """SFT's examples as lessons: loss on the completion alone, as there."""
     from pipeline.lesson import told
 
-    lessons = []
-    for example in sorted(examples, key=lambda e: e.key):
-        opening = tokenizer.apply_chat_template(
-            list(example.prompt), tokenize=False, add_generation_prompt=True
-        )
-        first = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
-        lessons.append(told(rendered_ids(example, tokenizer), first))
-    return lessons
+    ordered = sorted(examples, key=lambda e: e.key)
+    return [told(*rendered_answer(example, tokenizer)) for example in ordered]
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from pipeline.prompts import student_messages
 from pipeline.recipe import Recipe
 from pipeline.records import Problem
 from pipeline.shared_vocabulary import shared_vocabulary
-from pipeline.supervise import end_of_turn, example_of, rendered_ids
+from pipeline.supervise import end_of_turn, example_of, rendered_answer
 from pipeline.teacher import open_teacher
 from serve.engines.base import Engine
 from serve.engines.token_bytes import token_bytes
@@ -129,11 +129,7 @@ def shown_examples(recipe: Recipe, checkpoint: Path) -> list[Text]:
     for example in recipe.teacher.examples[:SHOWN]:
         problem = Problem(question=example.question, answer=example.answer, family="worked")
         shown = example_of("shown", problem, example.reasoning, example.answer, recipe.student)
-        ids = rendered_ids(shown, tokenizer)
-        opening = tokenizer.apply_chat_template(
-            list(shown.prompt), tokenize=False, add_generation_prompt=True
-        )
-        first = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
+        ids, first = rendered_answer(shown, tokenizer)
         text = Text(tokenizer.decode(ids[:first]), style="dim")
         text.append(tokenizer.decode(ids[first:]), style="green")
         text.append(f"  [{first} tokens of prompt, {len(ids) - first} learnt]", style="cyan")

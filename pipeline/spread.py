@@ -64,6 +64,7 @@ class ExactJob(Job):
     teacher: Path
     problems: Path
     held_out: Path
+    examples: Path
     student: StudentOptions
     options: OnPolicyOptions
 

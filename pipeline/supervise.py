@@ -41,6 +41,15 @@ def rendered_ids(example: Example, tokenizer: Any) -> list[int]:
     return ids
 
 
+def rendered_answer(example: Example, tokenizer: Any) -> tuple[list[int], int]:
+    """Those ids, and how many of them are prompt."""
+    opening = tokenizer.apply_chat_template(
+        list(example.prompt), tokenize=False, add_generation_prompt=True
+    )
+    first = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
+    return rendered_ids(example, tokenizer), first
+
+
 def end_of_turn(tokenizer: Any) -> str | None:
     """The special token that the chat template ends an assistant's turn with; None where it is
     plain text. Base models of Qwen3 end a turn with another token than a text."""

@@ -90,6 +90,7 @@ def _exact(job: Job, on_step: OnStep) -> list[dict[str, Any]]:
         on_step,
         job.training,
         list(read_records(job.held_out, Problem)),
+        list(read_records(job.examples, Example)),
     )
     return exact.practise(job.resume, job.out)
 

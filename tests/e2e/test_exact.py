@@ -67,6 +67,7 @@ def test_every_update_has_its_row(whole):
             "learning_rate",
             "gradient_norm",
             "attempt_tokens",
+            "learnt_tokens",
             "skipped_updates",
             "beta",
         ]

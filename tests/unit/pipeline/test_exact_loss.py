@@ -186,6 +186,7 @@ def test_training_towards_a_teacher_comes_closer(student, teacher, tmp_path):
         "learning_rate",
         "gradient_norm",
         "attempt_tokens",
+        "learnt_tokens",
         "skipped_updates",
         "beta",
     ]

@@ -126,9 +126,9 @@ def sft_arm(arm: str, options: argparse.Namespace, scratch: Path) -> tuple[Any, 
 
 
 def exact_arm(arm: str, options: argparse.Namespace, scratch: Path) -> Any:
-    from pipeline.exact import Exact
+    from pipeline.exact import Exact, Materials, exact_job
 
-    problems = list(read_records(options.problems, Problem))
+    materials = Materials(list(read_records(options.problems, Problem)))
     plan = OnPolicyOptions(
         method="exact",
         blocks=options.steps,
@@ -140,9 +140,9 @@ def exact_arm(arm: str, options: argparse.Namespace, scratch: Path) -> Any:
     )
     student = StudentOptions(model="path:unused", system=SYSTEM)
     folder = Path(options.student)
-    exact = Exact(
-        folder, folder, problems, student, plan, scratch, 1, lambda *_: None, OURS["exact ours"]
-    )
+    job = exact_job(folder, folder, materials, student, plan, scratch, 1)
+    training = {"training": OURS["exact ours"]}
+    exact = Exact(job.model_copy(update=training), lambda *_: None)
     if arm in OURS:
         return exact.trainer
     import torch

@@ -156,20 +156,13 @@ def measure_gkd(run: Path, options: OnPolicyOptions, scratch: Path) -> str:
 
 
 def measure_exact(run: Path, options: OnPolicyOptions, scratch: Path) -> str:
-    from pipeline.exact import Exact
+    from pipeline.exact import Exact, Materials, exact_job
     from pipeline.student import student_checkpoint
 
     student = recipe_of(run).student
-    exact = Exact(
-        student_checkpoint(student),
-        run / "04-sft",
-        problems_of(run),
-        student,
-        options,
-        scratch,
-        SEED,
-        lambda step, loss: None,
-    )
+    base, materials = student_checkpoint(student), Materials(problems_of(run))
+    job = exact_job(base, run / "04-sft", materials, student, options, scratch, SEED)
+    exact = Exact(job, lambda step, loss: None)
     clock = Clock()
     exact.trainer.add_callback(clock)
     if exact.trainer.sampler is not None:

@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.checkpoints import (
     LAST_GOOD,
@@ -28,14 +28,13 @@ from pipeline.recipe import StudentOptions
 from pipeline.records import Example, Problem
 from pipeline.run import SCRATCH, Context
 from pipeline.spread import ExactJob, train_spread
-from pipeline.store import write_json, write_records
+from pipeline.store import read_records, write_json, write_records
 from pipeline.tasks.judge import Judge
 from pipeline.token_rows import compare_vocabularies, cut_padding, give_back_padding, shared_rows
 from pipeline.training_options import TrainingOptions
 from serve.errors import DataError, TrainingDiverged
 
-# What processes of their own practise on and are watched by, beside their checkpoints.
-PROBLEMS, HELD_OUT, EXAMPLES = "problems.jsonl", "held-out.jsonl", "examples.jsonl"
+# Looks at held-out problems, beside the checkpoints.
 LOOKS = "watch"
 
 if TYPE_CHECKING:
@@ -64,150 +63,145 @@ def refine_exact(
     if not problems:
         raise DataError("no problem to practise on")
     keep_freed_memory()
-    from pipeline.exact_attempts import planned_steps, with_traces
+    from pipeline.exact_attempts import planned_steps
+    from pipeline.watching import looks_in
 
-    options = with_traces(options, examples)
     scratch = out / SCRATCH / "checkpoints"
     forget_others(scratch, scratch.with_suffix(".of"), context.training.shape)
     resume = newest_complete(scratch)
-    done = steps_done(resume)
     if resume is not None:
         context.log.info("resuming from %s", resume.name)
-    if context.training.spread:
-        write_records(scratch / PROBLEMS, problems)
-        write_records(scratch / HELD_OUT, held_out)
-        write_records(scratch / EXAMPLES, examples)
-        job = ExactJob(
-            base=checkpoint.resolve(),
-            teacher=teacher_checkpoint.resolve(),
-            scratch=scratch.resolve(),
-            out=out.resolve(),
-            problems=(scratch / PROBLEMS).resolve(),
-            held_out=(scratch / HELD_OUT).resolve(),
-            examples=(scratch / EXAMPLES).resolve(),
-            student=student,
-            options=options,
-            seed=context.seed,
-            training=context.training,
-            resume=resume and resume.resolve(),
-        )
-        rows = _refine_spread(job, done, context)
-        return _finished(rows, scratch, out)
-    with context.progress.bar("practice", planned_steps(options)) as bar:
-        exact = Exact(
-            checkpoint,
-            teacher_checkpoint,
-            problems,
-            student,
-            options,
-            scratch,
-            context.seed,
-            lambda step, loss: bar.advance(1, f"divergence {loss:.3f}"),
-            context.training,
-            held_out,
-            examples,
-        )
-        bar.advance(done)
-        rows = exact.practise(resume, out)
-    return _finished(rows, scratch, out)
+    materials = Materials(problems, held_out, examples)
+    job = exact_job(
+        checkpoint, teacher_checkpoint, materials, student, options, scratch, context.seed
+    ).model_copy(
+        update={
+            "out": out.resolve(),
+            "training": context.training,
+            "resume": resume and resume.resolve(),
+        }
+    )
+    with context.progress.bar("practice", planned_steps(job.options)) as bar:
+        bar.advance(steps_done(resume))
 
+        def on_step(step: int, loss_nats: float) -> None:
+            bar.advance(1, f"divergence {loss_nats:.3f}")
 
-def _finished(rows: list[dict[str, Any]], scratch: Path, out: Path) -> list[dict[str, Any]]:
-    from pipeline.watching import looks_in
-
+        spread = context.training.spread
+        rows = train_spread(job, on_step) if spread else Exact(job, on_step).practise()
     write_json(out / "watch.json", looks_in(scratch / LOOKS))
     shutil.rmtree(scratch, ignore_errors=True)
     return rows
 
 
-def _refine_spread(job: ExactJob, done: int, context: Context) -> list[dict[str, Any]]:
-    """The same in processes of its own, `done` steps of it behind them."""
-    from pipeline.exact_attempts import planned_steps
+class Materials(NamedTuple):
+    """What is practised on, watched by, and replayed."""
 
-    with context.progress.bar("practice", planned_steps(job.options)) as bar:
-        bar.advance(done)
-        return train_spread(job, lambda step, loss: bar.advance(1, f"divergence {loss:.3f}"))
+    problems: Sequence[Problem]
+    held_out: Sequence[Problem] = ()
+    examples: Sequence[Example] = ()
+
+
+def exact_job(
+    checkpoint: Path,
+    teacher_checkpoint: Path,
+    materials: Materials,
+    student: StudentOptions,
+    options: OnPolicyOptions,
+    scratch: Path,
+    seed: int,
+) -> ExactJob:
+    """A practice in one process, from its start, that saves nothing but checkpoints in `scratch`;
+    its materials are written there."""
+    from pipeline.exact_attempts import with_traces
+
+    paths = {name: scratch.resolve() / f"{name}.jsonl" for name in Materials._fields}
+    for name, records in materials._asdict().items():
+        write_records(paths[name], records)
+    return ExactJob(
+        base=checkpoint.resolve(),
+        teacher=teacher_checkpoint.resolve(),
+        scratch=scratch.resolve(),
+        out=scratch.resolve(),
+        student=student,
+        options=with_traces(options, materials.examples).resolved("exact"),
+        seed=seed,
+        training=TrainingOptions(),
+        resume=None,
+        **paths,
+    )
 
 
 class Exact:
     """Both models loaded, their heads of one height, and the trainer over them."""
 
-    def __init__(
-        self,
-        checkpoint: Path,
-        teacher_checkpoint: Path,
-        problems: Sequence[Problem],
-        student: StudentOptions,
-        options: OnPolicyOptions,
-        scratch: Path,
-        seed: int,
-        on_step: OnStep,
-        training: TrainingOptions = TrainingOptions(),  # noqa: B008 frozen
-        held_out: Sequence[Problem] = (),
-        examples: Sequence[Example] = (),
-    ) -> None:
+    def __init__(self, job: ExactJob, on_step: OnStep) -> None:
         import torch
         from transformers import AutoTokenizer
 
-        from pipeline.exact_attempts import Practice, replayed, with_traces
+        from pipeline.exact_attempts import Practice, replayed
         from pipeline.exact_trainer import build_trainer, exact_config
-        from pipeline.exact_watch import ExactWatch, WatchedCopy, untimed
-        from pipeline.forecast_memory import PRACTICE_KEPT_SHARE, PROMPT_TOKENS
         from pipeline.processors import one_gpu
-        from pipeline.trainable import layers_again, trainable, untouched
-        from pipeline.training_steps import Housekeeping
-        from pipeline.watching import Watching
+        from pipeline.trainable import trainable, untouched
 
         tokenizer, other = (
             AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            for folder in (checkpoint, teacher_checkpoint)
+            for folder in (job.base, job.teacher)
         )
         tokens = compare_vocabularies(tokenizer, other)
-        options = with_traces(options, examples).resolved("exact")
-        torch.manual_seed(seed)
-        library = training.spread or training.device_examples is not None
-        model = untouched(checkpoint) if library else trainable(checkpoint)
-        teacher, copied = frozen(teacher_checkpoint, packed=not library), frozen(checkpoint)
-        self._checkpoint, self._rows = checkpoint, shared_rows(model, teacher, tokens)
+        torch.manual_seed(job.seed)
+        library = job.training.spread or job.training.device_examples is not None
+        model = untouched(job.base) if library else trainable(job.base)
+        teacher, copied = frozen(job.teacher, packed=not library), frozen(job.base)
+        self._job, self._rows = job, shared_rows(model, teacher, tokens)
         self._cut = cut_padding(model, self._rows)
         cut_padding(teacher, self._rows)
         cut_padding(copied, self._rows)
-        at_a_time, _ = training.steps_of(options.batch_lessons)
-        tokens = at_a_time * (PROMPT_TOKENS + options.max_tokens)
-        said = training.gradient_checkpointing
-        again = layers_again(said, checkpoint, tokens, PRACTICE_KEPT_SHARE)
         # After all models, which DeepSpeed would else share out; before any moves: it says which
         # GPU is this process's.
-        config = one_gpu(exact_config(options, scratch, seed, training, again))
-        sampler = _sampler(copied.to(config.device), tokenizer, checkpoint.name, options)
-        self._judge, self._copy = Judge(), WatchedCopy(sampler, student, checkpoint)
-        looks = scratch / LOOKS
-        watching = Watching(self._copy, self._judge, student, options, held_out, looks, untimed)
+        config = one_gpu(exact_config(job))
+        problems = list(read_records(job.problems, Problem))
+        traces = replayed(list(read_records(job.examples, Example)), tokenizer)
         self.trainer: ExactTrainer = build_trainer(
             model,
             teacher,
-            sampler,
+            _sampler(copied.to(config.device), tokenizer, job.base.name, job.options),
             tokenizer,
-            Practice(problems, student, options, seed, replayed(examples, tokenizer)),
+            Practice(problems, job.student, job.options, job.seed, traces),
             config,
             on_step,
             library,
         )
-        self._watch = ExactWatch(self.trainer, watching, self._copy, options)
+        self._watch_over()
+
+    def _watch_over(self) -> None:
+        """Give the trainer its last callbacks."""
+        from pipeline.exact_watch import ExactWatch, WatchedCopy, untimed
+        from pipeline.training_steps import Housekeeping
+        from pipeline.watching import Watching
+
+        job, self._judge = self._job, Judge()
+        self._copy = WatchedCopy(self.trainer.sampler, job.student, job.base)
+        held_out = list(read_records(job.held_out, Problem))
+        about = (self._judge, job.student, job.options, held_out, job.scratch / LOOKS, untimed)
+        self._watch = ExactWatch(
+            self.trainer, Watching(self._copy, *about), self._copy, job.options
+        )
         self.trainer.add_callback(self._watch)
         self.trainer.add_callback(Housekeeping())
 
-    def practise(self, resume: Path | None, out: Path) -> list[dict[str, Any]]:
-        """Train to the end, and save into `out`. Raises TrainingDiverged."""
+    def practise(self) -> list[dict[str, Any]]:
+        """Do the whole job, and save the student. Raises TrainingDiverged."""
+        kept = self._job.out / LAST_GOOD
         with self._judge:
             try:
-                rows = self.run(resume)
+                rows = self.run(self._job.resume)
             except TrainingDiverged as error:
-                if self.trainer.skips:  # else the weights are broken, too
-                    self.save(out / LAST_GOOD)
-                    raise kept_beside(error, out / LAST_GOOD) from error
-                raise
-        self.save(out)
+                if not self.trainer.skips:  # the weights are broken, too
+                    raise
+                self.save(kept)
+                raise kept_beside(error, kept) from error
+        self.save(self._job.out)
         return rows
 
     def run(self, resume: Path | None) -> list[dict[str, Any]]:
@@ -232,7 +226,7 @@ class Exact:
             cut_padding(plain, self._rows)
 
         if self._copy.taken is None:
-            model = trained_model(self.trainer, self._checkpoint, cut)
+            model = trained_model(self.trainer, self._job.base, cut)
         elif self.trainer.accelerator.is_main_process:
             model = AutoModelForCausalLM.from_pretrained(self._copy.taken, local_files_only=True)
             cut(model)

@@ -29,13 +29,14 @@ from pipeline.exact_attempts import (
     whole,
 )
 from pipeline.exact_loss import Side, summed_divergence
+from pipeline.forecast_memory import PRACTICE_KEPT_SHARE, PROMPT_TOKENS
 from pipeline.head_loss import Workspace, has_plain_head
-from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.packing import kept_places, packed_hidden_states
 from pipeline.processors import in_float32_only, processor_settings
+from pipeline.spread import ExactJob
 from pipeline.store import write_json
 from pipeline.tracking import followed
-from pipeline.training_options import TrainingOptions
+from pipeline.trainable import layers_again
 from pipeline.training_steps import step_again
 from pipeline.update import GRADIENT_LIMIT, Guard
 from serve.hardware import has_cuda, has_fast_bfloat16
@@ -215,17 +216,15 @@ def build_trainer(
     return trainer
 
 
-def exact_config(
-    options: OnPolicyOptions, scratch: Path, seed: int, training: TrainingOptions, again: bool
-) -> DistillationConfig:
-    """The temperature is that of the attempts alone: distributions are compared as they are.
-
-    `again`: layers are computed again on the way back.
-    """
-    cuda = has_cuda()
+def exact_config(job: ExactJob) -> DistillationConfig:
+    """The temperature is that of the attempts alone: distributions are compared as they are."""
+    cuda, options, training = has_cuda(), job.options, job.training
     at_a_time, readings = training.steps_of(options.batch_lessons)
+    tokens = at_a_time * (PROMPT_TOKENS + options.max_tokens)
+    said = training.gradient_checkpointing
+    again = layers_again(said, job.base, tokens, PRACTICE_KEPT_SHARE)
     return DistillationConfig(
-        output_dir=str(scratch),
+        output_dir=str(job.scratch),
         max_steps=planned_steps(options),
         per_device_train_batch_size=at_a_time,
         gradient_accumulation_steps=readings,
@@ -250,8 +249,8 @@ def exact_config(
         save_steps=options.checkpoint_blocks * steps_of_block(options),
         save_total_limit=2,
         **followed(training.report_to, "practice"),
-        seed=seed,
-        data_seed=seed,
+        seed=job.seed,
+        data_seed=job.seed,
         dataloader_num_workers=0,
         dataloader_pin_memory=cuda,
         disable_tqdm=True,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.processors import share_processors
-from pipeline.records import Example, Problem
+from pipeline.records import Example
 from pipeline.spread import ExactJob, Job, SftJob
 from pipeline.store import read_records
 from serve.engines.child import die_with_parent, replies_apart
@@ -78,21 +78,7 @@ def _exact(job: Job, on_step: OnStep) -> list[dict[str, Any]]:
     from pipeline.exact import Exact
 
     assert isinstance(job, ExactJob)
-    problems = list(read_records(job.problems, Problem))
-    exact = Exact(
-        job.base,
-        job.teacher,
-        problems,
-        job.student,
-        job.options,
-        job.scratch,
-        job.seed,
-        on_step,
-        job.training,
-        list(read_records(job.held_out, Problem)),
-        list(read_records(job.examples, Example)),
-    )
-    return exact.practise(job.resume, job.out)
+    return Exact(job, on_step).practise()
 
 
 def _tell(replies: TextIO, **said: Any) -> None:

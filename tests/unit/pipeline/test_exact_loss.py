@@ -11,7 +11,7 @@ from trl import DistillationTrainer
 from trl.experimental.gkd import GKDTrainer
 
 from pipeline import exact_loss, exact_trainer
-from pipeline.exact import Exact, refine_exact
+from pipeline.exact import Exact, Materials, exact_job, refine_exact
 from pipeline.exact_loss import Side, summed_divergence
 from pipeline.head_loss import Workspace
 from pipeline.on_policy_options import OnPolicyOptions
@@ -76,7 +76,9 @@ def build(student, teacher, scratch, training=ONE_PROCESS, **options):
     def say(step, loss):
         pass
 
-    return Exact(student, teacher, PROBLEMS, STUDENT, chosen, scratch, 1, say, training)
+    materials = Materials(PROBLEMS)
+    job = exact_job(student, teacher, materials, STUDENT, chosen, scratch, 1)
+    return Exact(job.model_copy(update={"training": training}), say)
 
 
 def refine(student, teacher, out, **options):
@@ -266,7 +268,7 @@ def test_a_killed_training_ends_with_the_same_weights(student, teacher, tmp_path
         with pytest.raises(KeyboardInterrupt):
             refine(student, teacher, tmp_path / "killed", blocks=3)
     scratch = tmp_path / "killed" / "scratch" / "checkpoints"
-    assert [p.name for p in scratch.iterdir()] == ["checkpoint-2"]
+    assert [p.name for p in scratch.glob("checkpoint-*")] == ["checkpoint-2"]
     (scratch / "checkpoint-3").mkdir()  # as if the kill had come while it was written
     assert refine(student, teacher, tmp_path / "killed", blocks=3) == whole
     one, two = (

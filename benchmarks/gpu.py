@@ -14,6 +14,7 @@ the whole step, sampling included.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -152,6 +153,7 @@ def exact_arm(arm: str, options: argparse.Namespace, scratch: Path) -> Any:
 
     prompts = [exact.trainer.train_dataset[i]["prompt"] for i in range(ATTEMPTS * options.steps)]
     del exact
+    gc.collect()  # its trainer and its watch know each other
     return DistillationTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
         teacher_model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16),

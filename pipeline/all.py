@@ -53,7 +53,7 @@ from serve.models import check_reference
 
 SAME_WISH_S = 5.0
 # Whether teacher and student can work together is asked before these stages cost hours.
-FIRST_COSTLY, PRACTICE = "02", "05"
+FIRST_COSTLY, TAUGHT, PRACTICE = "02", "04", "05"
 
 
 def stages(recipe: Recipe) -> list[Stage]:
@@ -146,7 +146,8 @@ def execute(run: RunDir, recipe: Recipe, progress: Progress, until: str | None =
         fingerprint = run.fingerprint(stage, inputs, recipe.run.seed)
         manifest = run.proven(stage, fingerprint)
         if manifest is None:
-            if not asked and FIRST_COSTLY <= stage.name < PRACTICE:
+            teaches = until is None or until >= TAUGHT
+            if teaches and not asked and FIRST_COSTLY <= stage.name < PRACTICE:
                 practises = until is None or until >= PRACTICE
                 refuse_early(recipe, practises and recipe.on_policy.method != "none")
                 asked = True

@@ -58,7 +58,7 @@ def refine_exact(
     `watch.json` of the looks at `held_out`. One row a step (`ExactTrainer.rows`).
 
     Raises DataError for a teacher of another vocabulary, TrainingDiverged at the third update in a
-    row that is broken; the student before them is in `last-good` then.
+    row that is broken; the student before them is in `last-good` then (not with ZeRO-3).
     """
     if not problems:
         raise DataError("no problem to practise on")
@@ -89,6 +89,8 @@ def refine_exact(
 
         spread = context.training.spread
         rows = train_spread(job, on_step) if spread else Exact(job, on_step).practise()
+    if len(rows) < planned_steps(job.options):
+        context.log.warning("entropy and pass@k fell: practice ended after %d updates", len(rows))
     write_json(out / "watch.json", looks_in(scratch / LOOKS))
     shutil.rmtree(scratch, ignore_errors=True)
     return rows
@@ -157,11 +159,12 @@ class Exact:
         self._cut = cut_padding(model, self._rows)
         cut_padding(teacher, self._rows)
         cut_padding(copied, self._rows)
-        # After all models, which DeepSpeed would else share out; before any moves: it says which
-        # GPU is this process's.
-        config = one_gpu(exact_config(job))
         problems = list(read_records(job.problems, Problem))
         traces = replayed(list(read_records(job.examples, Example)), tokenizer)
+        longest = max(job.options.max_tokens, *(len(row["said"]) for row in traces), 1)
+        # After all models, which DeepSpeed would else share out; before any moves: it says which
+        # GPU is this process's.
+        config = one_gpu(exact_config(job, longest))
         self.trainer: ExactTrainer = build_trainer(
             model,
             teacher,
@@ -200,6 +203,8 @@ class Exact:
                 if not self.trainer.skips:  # the weights are broken, too
                     raise
                 self.save(kept)
+                # The first process writes; when another one ends, all are ended.
+                self.trainer.accelerator.wait_for_everyone()
                 raise kept_beside(error, kept) from error
         self.save(self._job.out)
         return rows
@@ -219,6 +224,7 @@ class Exact:
         or the better one that the watch went back to."""
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         from pipeline.trainable import trained_model
 
@@ -228,8 +234,11 @@ class Exact:
         if self._copy.taken is None:
             model = trained_model(self.trainer, self._job.base, cut)
         elif self.trainer.accelerator.is_main_process:
+            unset_hf_deepspeed_config()  # or transformers would share this model out as well
             model = AutoModelForCausalLM.from_pretrained(self._copy.taken, local_files_only=True)
             cut(model)
+            trained = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            model.generation_config = trained.generation_config
         else:
             model = None
         if model is None:

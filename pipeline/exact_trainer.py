@@ -43,6 +43,8 @@ from serve.hardware import has_cuda, has_fast_bfloat16
 
 # The guard's memory, beside the optimizer's in each checkpoint.
 GUARD = "guard.json"
+# Other processes wait while the first looks at held-out problems.
+LONGEST_LOOK_S = 6 * 3600
 OnStep = Callable[[int, float], None]
 
 
@@ -216,11 +218,14 @@ def build_trainer(
     return trainer
 
 
-def exact_config(job: ExactJob) -> DistillationConfig:
-    """The temperature is that of the attempts alone: distributions are compared as they are."""
+def exact_config(job: ExactJob, answer_tokens: int) -> DistillationConfig:
+    """The temperature is that of the attempts alone: distributions are compared as they are.
+
+    `answer_tokens`: of the longest attempt or trace.
+    """
     cuda, options, training = has_cuda(), job.options, job.training
     at_a_time, readings = training.steps_of(options.batch_lessons)
-    tokens = at_a_time * (PROMPT_TOKENS + options.max_tokens)
+    tokens = at_a_time * (PROMPT_TOKENS + answer_tokens)
     said = training.gradient_checkpointing
     again = layers_again(said, job.base, tokens, PRACTICE_KEPT_SHARE)
     return DistillationConfig(
@@ -249,6 +254,7 @@ def exact_config(job: ExactJob) -> DistillationConfig:
         save_steps=options.checkpoint_blocks * steps_of_block(options),
         save_total_limit=2,
         **followed(training.report_to, "practice"),
+        ddp_timeout=LONGEST_LOOK_S,
         seed=job.seed,
         data_seed=job.seed,
         dataloader_num_workers=0,

@@ -134,9 +134,15 @@ def _practice(work: Work) -> Line:
     devices = recipe.training.processes if spread else 1
     attempts = options.blocks * options.block_attempts
     tokens, graded = attempts * ANSWERED * options.max_tokens, _graded_tokens(recipe)
+    longest = min(work.answer_tokens + QUESTION_TOKENS, recipe.sft.max_tokens)
+    learnt = tokens + options.blocks * options.replay * longest
+    if options.method == "exact":  # the teacher reads all that is learnt from, once
+        graded = learnt
+    else:
+        learnt *= options.passes
     student, teacher = work.student.multiplied, work.teacher.multiplied
     seconds = _attempted_s(work, devices)
-    seconds += TRAINING * student * tokens * options.passes / _rate(recipe, devices, LEARNING)
+    seconds += TRAINING * student * learnt / _rate(recipe, devices, LEARNING)
     if recipe.teacher.engine != "http":
         answering = devices if spread else recipe.teacher.tensor_parallel
         seconds += FORWARD * teacher * graded / _rate(recipe, answering, READING)

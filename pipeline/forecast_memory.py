@@ -104,13 +104,14 @@ def training(recipe: Recipe, student: Model) -> Memory:
 def practising(recipe: Recipe, student: Model, teacher: Model) -> Memory:
     """The student training beside its teacher, in one process unless `exact` is spread."""
     options, plan = recipe.on_policy, recipe.training
+    longest = max(options.max_tokens, recipe.sft.max_tokens if options.replay else 0)
     states_gib = TRAINED_BYTES * student.parameters / GIB
     if options.method == "exact":
         at_a_time, _ = plan.steps_of(options.batch_lessons)
-        tokens = at_a_time * options.max_tokens
+        tokens = at_a_time * longest
         states_gib /= plan.processes if plan.strategy in ("fsdp2", "zero3") else 1
     else:
-        tokens = options.batch_lessons * options.max_tokens
+        tokens = options.batch_lessons * longest
     copy_bytes = COPY_BYTES if recipe.hardware.gpus else PROCESSOR_COPY_BYTES
     wanted_gib = states_gib + copy_bytes * student.parameters / GIB + _runtime_gib(recipe)
     vllm = plan.sampler == "vllm" and options.method != "exact"

@@ -1,9 +1,10 @@
 """Stage 05: the student practises and the teacher grades every token.
 
-Reads `practice.jsonl` and `04-sft`; writes a checkpoint folder, `attempts.jsonl` (every attempt
-with its verdict), `blocks.jsonl` (a row a block), `watch.json` (looks at held-out problems), and
-what quantized files are fitted on: `own_answers.jsonl` (attempts that ended, right and wrong) and
-`examples.jsonl` (the traces it was trained on). A killed run goes on and ends with the same bytes.
+Reads `practice.jsonl` and `04-sft`; writes a checkpoint folder, `blocks.jsonl` (a row a block, of
+`exact` an update), `watch.json` (looks at held-out problems), `attempts.jsonl` (every attempt with
+its verdict; not of `exact`, which judges none), and what quantized files are fitted on:
+`own_answers.jsonl` (attempts that ended, right and wrong, if they are kept) and `examples.jsonl`
+(the traces it was trained on). A killed run goes on and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -139,6 +140,8 @@ def _graded(
     out: Path,
     context: Context,
 ) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
     from pipeline.forecast_memory import PRACTICE_KEPT_SHARE, PROMPT_TOKENS
     from pipeline.grading import Grading
     from pipeline.refiner import Refiner
@@ -147,12 +150,15 @@ def _graded(
 
     teacher, student, _ = config
     scratch = out / SCRATCH
-    tokens = options.batch_lessons * (PROMPT_TOKENS + options.max_tokens)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    examples = list(read_records(checkpoint / "examples.jsonl", Example)) if options.replay else []
+    replay = replayed(examples, tokenizer)
+    longest = max(PROMPT_TOKENS + options.max_tokens, *(len(lesson.ids) for lesson in replay), 1)
+    tokens = options.batch_lessons * longest
     said = context.training.gradient_checkpointing
     again = layers_again(said, checkpoint, tokens, PRACTICE_KEPT_SHARE)
     handed = scratch / "handed"
     sampler = Sampler(checkpoint, student, options.max_tokens, again, context.training, handed)
-    replay = replayed(list(read_records(checkpoint / "examples.jsonl", Example)), sampler.tokenizer)
     asked = Grading(teacher, options, practice, scratch)
     with closing(sampler), Judge() as judge, asked as grading:
         refiner = Refiner(

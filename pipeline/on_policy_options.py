@@ -66,7 +66,9 @@ class OnPolicyOptions(Record):
     )
     passes: int = Field(2, ge=1, le=64, description="over a block's lessons")
     batch_lessons: int = Field(8, ge=1, le=65_536, description="lessons an update")
-    replay: int = Field(64, ge=0, le=1_000_000, description="SFT examples beside each pass")
+    replay: int = Field(
+        64, ge=0, le=1_000_000, description="SFT examples beside each pass; of exact, each block"
+    )
     learning_rate: float = Field(5e-5, gt=0.0, le=1.0, description="peak, cosine to a tenth")
     merge: float = Field(
         0.5,

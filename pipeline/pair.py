@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,27 +22,28 @@ from pipeline.quiet import quieten
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.student import student_checkpoint
-from serve.errors import DataError, RetortError
+from serve.errors import DataError, EngineError, RetortError
 
 COLOURS = {"fine": "green", "note": "cyan", "risk": "yellow", "refused": "red"}
 
 
 def refuse_early(recipe: Recipe, practises: bool) -> None:
-    """What can be known of the pair before a model is opened: a run asks this before its traces.
+    """What can be known of the pair without its weights: a run asks this before its traces.
 
     Raises DataError for a student that cannot be taught, and where it `practises` for a teacher
-    that cannot grade; EngineError for a server that does not answer.
+    that cannot grade. A server is asked if it is there; traces may be done, and it off meanwhile.
     """
     from transformers import AutoTokenizer
 
     checkpoint = student_checkpoint(recipe.student)
     try:
+        if practises:
+            with suppress(EngineError):
+                choose_method(recipe.teacher, recipe.on_policy, checkpoint)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         _must_not_refuse(list(student_findings(recipe, checkpoint, tokenizer)))
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"student {recipe.student.model} does not load: {error}") from error
-    if practises:
-        choose_method(recipe.teacher, recipe.on_policy, checkpoint)
+        raise DataError(f"this pair does not load: {error}") from error
 
 
 def _must_not_refuse(found: list[Finding]) -> None:

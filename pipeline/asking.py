@@ -57,7 +57,7 @@ def kept(
         context.log.info("%s: %d of %d to ask", label, len(missing), len(requests))
         if missing:
             with context.progress.bar(label, len(requests)) as bar:
-                bar.advance(len(requests) - len(missing))
+                bar.known(len(requests) - len(missing))
                 asked = with_openings(requests)
                 for key, completion in _answered(open_engine, asked, missing, context.scale):
                     bar.advance(0 if key in answers else 1)

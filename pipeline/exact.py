@@ -82,7 +82,7 @@ def refine_exact(
         }
     )
     with context.progress.bar("practice", planned_steps(job.options)) as bar:
-        bar.advance(steps_done(resume))
+        bar.known(steps_done(resume))
 
         def on_step(step: int, loss_nats: float) -> None:
             bar.advance(1, f"divergence {loss_nats:.3f}")

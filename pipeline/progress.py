@@ -28,13 +28,20 @@ class Bar:
 
     def __init__(self, progress: Progress, label: str, total: int, task: TaskID | None) -> None:
         self._progress, self._label, self._total, self._task = progress, label, total, task
-        self._done = 0
+        self._done = self._before = 0
         self._started_s = self._printed_s = time.monotonic()
+
+    def known(self, count: int) -> None:
+        """What an earlier run did already: shown as done, and no part of the rate."""
+        self._before += count
+        self._done += count
+        if self._task is not None:
+            self._progress.rich.reset(self._task, completed=self._done)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self._done += count
         now_s = time.monotonic()
-        rate = self._done / max(1e-9, now_s - self._started_s)
+        rate = (self._done - self._before) / max(1e-9, now_s - self._started_s)
         if self._task is not None:
             self._progress.rich.update(self._task, advance=count, note=note, rate=f"{rate:.1f}/s")
         elif now_s - self._printed_s > PLAIN_EVERY_S:

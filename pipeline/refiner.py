@@ -80,7 +80,7 @@ class Refiner:
         """All blocks that are not done. Raises TrainingDiverged, EngineError, DiskError."""
         options, start = self._options, self._restore()
         with self._context.progress.bar("practice", 3 * options.blocks) as bar:
-            bar.advance(3 * start)
+            bar.known(3 * start)
             if not self.watching.looks:
                 self.watching.look(0)
             for block in range(start, options.blocks):

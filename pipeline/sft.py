@@ -121,7 +121,7 @@ def _train(
     steps = trainer.planned_steps()
     with context.progress.bar("training", steps) as bar:
         trainer.watch(lambda step, loss: bar.advance(1, f"loss {loss:.3f}"))
-        bar.advance(steps_done(resume))
+        bar.known(steps_done(resume))
         history = trainer.run(resume)
     trainer.save(out)
     return history
@@ -156,5 +156,5 @@ def _train_spread(
         options=options,
     )
     with context.progress.bar(f"training, {plan.processes} processes", steps) as bar:
-        bar.advance(steps_done(resume))
+        bar.known(steps_done(resume))
         return train_spread(job, lambda step, loss: bar.advance(1, f"loss {loss:.3f}"))

@@ -105,7 +105,7 @@ def _exact(
 
     teacher, student, _ = config
     folder = resolve_model(teacher.model, teacher.sha256)
-    examples = list(read_records(checkpoint / "examples.jsonl", Example)) if options.replay else []
+    examples = _replayable(checkpoint, options)
     rows = refine_exact(
         checkpoint, folder, practice, student, options, out, context, held_out, examples
     )
@@ -151,7 +151,7 @@ def _graded(
     teacher, student, _ = config
     scratch = out / SCRATCH
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-    examples = list(read_records(checkpoint / "examples.jsonl", Example)) if options.replay else []
+    examples = _replayable(checkpoint, options)
     replay = replayed(examples, tokenizer)
     longest = max(PROMPT_TOKENS + options.max_tokens, *(len(lesson.ids) for lesson in replay), 1)
     tokens = options.batch_lessons * longest
@@ -188,6 +188,11 @@ def _graded(
         "teacher_tokens": graded_tokens,
         "took_s": {phase: round(s, 1) for phase, s in sorted(refiner.took_s.items())},
     }
+
+
+def _replayable(checkpoint: Path, options: OnPolicyOptions) -> list[Example]:
+    """What SFT learnt from, if any of it is to be replayed."""
+    return list(read_records(checkpoint / "examples.jsonl", Example)) if options.replay else []
 
 
 def replayed(examples: Sequence[Example], tokenizer: Any) -> list[Any]:

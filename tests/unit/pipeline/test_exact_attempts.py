@@ -3,7 +3,6 @@
 import logging
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.exact import refine_exact
@@ -17,6 +16,7 @@ from pipeline.supervise import example_of
 from serve.engines.transformers import TransformersEngine
 from tests.unit.pipeline.tiny import checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STUDENT = StudentOptions(model="path:unused", system="s")
 OPTIONS = OnPolicyOptions(
     blocks=2, block_attempts=5, batch_lessons=4, max_tokens=12, temperature=1.0, replay=2
@@ -33,15 +33,6 @@ def student(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokens(student):
     return AutoTokenizer.from_pretrained(student)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def alone():
-    """Threads of a busy machine wait for each other at every one of these small products."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_a_block_replays_as_many_traces_as_are_wanted_and_leaves_the_attempts_alone(tokens):

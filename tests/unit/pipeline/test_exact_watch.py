@@ -18,6 +18,7 @@ from pipeline.run import Context
 from serve.errors import TrainingDiverged
 from tests.unit.pipeline.tiny import checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STUDENT = StudentOptions(model="path:unused", system="s")
 # Two updates a block.
 OPTIONS = OnPolicyOptions(
@@ -46,15 +47,6 @@ def student(tmp_path_factory):
 def teacher(tmp_path_factory):
     # Padded further than the student: what is kept is cut as the one that is trained.
     return checkpoint(tmp_path_factory.mktemp("teacher"), 1, 128, width=64)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def alone():
-    """Threads of a busy machine wait for each other at every one of these small products."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,9 @@ a student answered is kept (`trained.json`), its weights are not.
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -41,7 +42,8 @@ class Trained(Record):
     """What one student was taught, at which cost, and which items it got right.
 
     `supervised_tokens` are those of all epochs together, `tokens_per_trace` those that its view
-    takes of a trace in one. `right` is by item, `suites` by suite and item.
+    takes of a trace in one; `updates` of the weights. `right` is by item, `suites` by suite and
+    item.
     """
 
     fingerprint: str
@@ -49,6 +51,7 @@ class Trained(Record):
     epochs: int
     supervised_tokens: int
     trained_tokens: int
+    updates: int
     took_s: float
     mean_answer_tokens: float
     right: dict[str, bool]
@@ -67,13 +70,14 @@ def trained(
     problems: Sequence[Problem],
     suites: tuple[Suites, Path],
     progress: Progress,
-    supervised_tokens: int | None = None,
+    like: Trained | None = None,
 ) -> Trained:
     """Teach a student below `root` by `recipe` and examine it, unless that was done already.
 
-    `base` has the problems and traces; `suites` are asked beside `problems`. `supervised_tokens`:
-    epochs are raised until about so many were learned from. Raises DataError when the recipe's view
-    can make no example of the traces.
+    `base` has the problems and traces; `suites` are asked beside `problems`. `like`: learn from
+    about as many supervised tokens as that student, by more epochs where one does not have them, in
+    as many updates, by another size of batch. Raises DataError when the recipe's view can make no
+    example of the traces.
     """
     run = RunDir(root)
     with run.locked(), run.logged():
@@ -81,7 +85,8 @@ def trained(
         execute(run, recipe, progress, until=EXAMPLES_STAGE)
         hand_on(run.root / EXAMPLES_STAGE / SCRATCH / MEASURED, root.parent / MEASURED)
         made = _manifest(run, recipe, EXAMPLES_STAGE)
-        recipe = _with_epochs(recipe, made.counts["supervised_tokens"], supervised_tokens)
+        if like is not None:
+            recipe = _matched(recipe, made.counts, like)
         asked = content_key(
             recipe.asked_student.system,
             recipe.evaluate.model_dump(mode="json"),
@@ -117,11 +122,18 @@ def hand_on(source: Path, target: Path) -> None:
         write_file(target, source.read_bytes())
 
 
-def _with_epochs(recipe: Recipe, made_tokens: int, wanted_tokens: int | None) -> Recipe:
-    if wanted_tokens is None:
-        return recipe
-    epochs = max(recipe.sft.epochs, round(wanted_tokens / made_tokens))
-    return recipe.model_copy(update={"sft": recipe.sft.model_copy(update={"epochs": epochs})})
+def _matched(recipe: Recipe, made: Mapping[str, int], like: Trained) -> Recipe:
+    """Epochs and batch for the tokens and updates of another student.
+
+    Rows of packed examples have about as many tokens each, so that equal tokens are equal updates.
+    """
+    epochs = max(recipe.sft.epochs, round(like.supervised_tokens / made["supervised_tokens"]))
+    batch = recipe.sft.batch_examples
+    if not recipe.training.packing:
+        batch = math.ceil(made["examples"] / max(1, round(like.updates / epochs)))
+        batch += -batch % recipe.training.processes
+    options = recipe.sft.model_copy(update={"epochs": epochs, "batch_examples": batch})
+    return recipe.model_copy(update={"sft": options})
 
 
 def _stage(recipe: Recipe, name: str) -> Stage:
@@ -169,6 +181,7 @@ def _examined(
         epochs=recipe.sft.epochs,
         supervised_tokens=done.counts["supervised_tokens"],
         trained_tokens=done.counts["trained_tokens"],
+        updates=done.counts["steps"],
         took_s=done.took_s,
         mean_answer_tokens=round(mean(j.completion.completion_tokens for j in judged), 1),
         right=greedy(judged),

@@ -3,7 +3,8 @@
     python -m pipeline.granularity [RECIPE] [--run FOLDER] [--traces 40 80] [--views full answer …]
 
 Each size of supervision is tried twice: with the same traces for every view, and with the same
-number of supervised tokens (more traces, then more epochs, for views that take less of each). Reads
+number of supervised tokens (more traces, then more epochs, for views that take less of each) in the
+same number of updates (a batch of more examples, where they are short). Reads
 and, where they are missing, makes the problems and traces of the run; writes
 `FOLDER/granularity/`: a folder a student, `granularity.json`, `granularity.md` and a plot.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 from pipeline.all import execute
 from pipeline.cells import Trained, trained
 from pipeline.examine import base_rung, examine
-from pipeline.granularity_table import Arm, Taught, as_json, plot, sentences, table
+from pipeline.granularity_table import Taught, as_json, plot, sentences, table
 from pipeline.ladder import greedy
 from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
 from pipeline.progress import Progress
@@ -59,14 +60,13 @@ def study(
     found = []
     asked = (problems, suites)
     for size in sizes:
-        reference = _teach(run, recipe, REFERENCE, "traces", size, asked, progress)
-        budget = reference.supervised_tokens
+        reference = _teach(run, recipe, REFERENCE, size, asked, progress)
         for view in views:
             for arm in ("traces", "tokens"):
-                tokens = budget if arm == "tokens" and view != REFERENCE else None
+                like = reference if arm == "tokens" and view != REFERENCE else None
                 progress.say(f"{size} traces, {arm}: {view}")
                 try:
-                    student = _teach(run, recipe, view, arm, size, asked, progress, tokens)
+                    student = _teach(run, recipe, view, size, asked, progress, like)
                 except DataError as error:
                     found.append(Taught(view, arm, size, None, str(error).replace("\n", "; ")))
                     continue
@@ -78,21 +78,20 @@ def _teach(
     run: RunDir,
     recipe: Recipe,
     view: str,
-    arm: Arm,
     size: int,
     asked: tuple[Sequence[Problem], tuple[Suites, Path]],
     progress: Progress,
-    tokens: int | None = None,
+    like: Trained | None = None,
 ) -> Trained:
     options = recipe.supervise.model_copy(update={"view": view, "traces": size})
-    if tokens is not None:
+    if like is not None:
         traces = STEPS_TRACES * size if view == "steps" else None
-        update = {"traces": traces, "tokens": tokens // recipe.sft.epochs}
+        update = {"traces": traces, "tokens": like.supervised_tokens // recipe.sft.epochs}
         options = options.model_copy(update=update)
     changed = recipe.model_copy(update={"supervise": options})
     # What is the same in both arms is one student.
-    name = f"{size}-{'tokens' if tokens is not None else 'traces'}-{view}"
-    return trained(run, run.root / FOLDER / name, changed, *asked, progress, tokens)
+    name = f"{size}-{'traces' if like is None else 'tokens'}-{view}"
+    return trained(run, run.root / FOLDER / name, changed, *asked, progress, like)
 
 
 def untaught(

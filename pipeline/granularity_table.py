@@ -20,6 +20,7 @@ HEAD = [
     "view",
     "examples x epochs",
     "supervised tokens",
+    "updates",
     "accuracy",
     "against the best",
     "points a 1,000 tokens",
@@ -119,6 +120,7 @@ def _cells(taught: Taught, said: Judgement | None, base_share: float) -> list[st
         taught.view,
         f"{student.examples} x {student.epochs}",
         f"{student.supervised_tokens:,}",
+        f"{student.updates}",
         f"{100 * student.accuracy:.1f} [{100 * low:.0f}, {100 * high:.0f}]",
         "best"
         if taught.view == said.best

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from serve.engines.answer import Answer, check_length
 from serve.engines.llama_draft import Draft, Wanted
 from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
+from serve.engines.openings import OPENING_TOKENS, Openings
 from serve.engines.prefixes import common_length
 from serve.engines.sampling import pick_token
 from serve.errors import EngineError
@@ -28,7 +29,7 @@ READ_BESIDE_TOKENS = 64
 # Newcomers go alone up to their first words, for so many tokens each and so many rows together:
 # a row alone is done in a third of the time of a step of 8. An opening tag, which nobody sees, is
 # four of them ("<think>", line feed).
-FIRST_TOKENS, ALONE_ROWS = 6, 96
+FIRST_TOKENS, ALONE_ROWS = 5, 96
 # A pass over the weights costs as much as two or three rows of one.
 FILLED = 2
 # Copying another slot's beginning costs about as much as reading so many tokens.
@@ -88,6 +89,7 @@ class LlamaLive:
         self._threads = threads
         self._draft: Draft | None = None
         self._draft_tokens = 0
+        self._openings = Openings()
         self._alone_rows = 0
         self.context_tokens = self._model.context_tokens
         self._template = self._model.chat_template()
@@ -177,6 +179,8 @@ class LlamaLive:
             logits_V = self._model.logits(row + right)
             token = pick_token(logits_V, answer.request.sampling, len(answer.ids))
             answer.accept(token, self._ends(token), self.context_tokens)
+            if not answer.finish and _begins(answer.request):
+                self._openings.note(answer.ids)
             yield from _news(talk)
             if answer.finish or right == len(guess) or token != guess[right]:
                 break
@@ -193,18 +197,24 @@ class LlamaLive:
                 [*self._held[talk.slot], talk.answer.ids[-1]],
                 talk.answer.request.sampling,
                 len(talk.answer.ids),
-                self._most(talk),
+                self._most(talk, self._draft_tokens),
             )
             for talk in talks
         ]
         return self._draft.guesses(wanted)
 
-    def _most(self, talk: _Talk) -> int:
+    def _most(self, talk: _Talk, tokens: int) -> int:
         """The last token of an answer is never a guess: nothing comes after it."""
         written = len(talk.answer.ids)
         left = talk.answer.request.sampling.max_tokens - written
         room = self.context_tokens - talk.answer.prompt_tokens - written
-        return min(self._draft_tokens, left - 1, room - 1)
+        return min(tokens, left - 1, room - 1)
+
+    def _opening(self, talk: _Talk) -> list[int]:
+        """How the answer may begin, read with the end of its prompt."""
+        if not (_begins(talk.answer.request) and self._model.forgets()):
+            return []
+        return self._openings.guess()[: max(self._most(talk, OPENING_TOKENS), 0)]
 
     def _parts(self) -> dict[int, _Part]:
         """For every slot what it reads next: a token said and those guessed, or a part of a prompt.
@@ -227,7 +237,10 @@ class LlamaLive:
             ids, talk.unread = talk.unread[:room], talk.unread[room:]
             room -= len(ids)
             if ids:
-                parts[talk.slot] = _Part(key, ids, 0 if talk.unread else 1)
+                opening = [] if talk.unread else self._opening(talk)[:room]
+                room -= len(opening)
+                spoken = 0 if talk.unread else 1 + len(opening)
+                parts[talk.slot] = _Part(key, [*ids, *opening], spoken)
         rows = sum(len(part.ids) for part in parts.values())
         self._alone_rows = self._alone_rows + rows if alone else 0
         return parts
@@ -260,6 +273,11 @@ class LlamaLive:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return b"".join(map(self._piece, ids)).decode("utf-8", "replace")
+
+
+def _begins(request: Request) -> bool:
+    """Whether a chat's answer is written from its first token on."""
+    return bool(request.messages) and not request.begun
 
 
 def _without_gaps(slots: Iterable[int]) -> list[int]:

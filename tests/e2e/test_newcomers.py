@@ -4,7 +4,8 @@ from itertools import pairwise
 
 from serve.engines.llama_live import ALONE_ROWS, FIRST_TOKENS, READ_BESIDE_TOKENS, load_live
 from serve.engines.llama_native import DECODE_BATCH_TOKENS
-from serve.messages import Request, Sampling
+from serve.engines.openings import OPENING_TOKENS
+from serve.messages import Message, Request, Sampling
 from serve.models import resolve_model
 from tests.e2e.serving import STUDENT, apart
 
@@ -108,3 +109,50 @@ def slots_of_a_step(forgets):
 def test_rows_between_those_who_speak_are_filled_where_they_can_be_taken_back():
     assert apart(slots_of_a_step, True) == [0, 1, 2]
     assert apart(slots_of_a_step, False) == [0, 2]
+
+
+# The likeliest token of every place leads by 0.7 nats or more, so rounding cannot turn it.
+WORDS = "Repeat: one, two, three, four, five, six, seven, eight, nine, ten."
+DIGITS = "Repeat after me: 1, 2, 3, 4, 5, 6, 7, 8, 9."
+CHATS = (WORDS, WORDS, WORDS, DIGITS, DIGITS, DIGITS)
+
+
+def chats_in_turn(guesses, max_tokens=16):
+    """(text, steps) of each of CHATS, with or without a guess of how it begins."""
+    live = load_live(BASE, 2, 256, 1)
+    if not guesses:
+        live._openings.guess = list
+    found = []
+    for question in CHATS:
+        messages = (Message(role="user", content=question),)
+        sampling = Sampling(max_tokens=max_tokens)
+        live.admit("a", Request(key="a", messages=messages, sampling=sampling))
+        text, steps = "", 0
+        while live._talks:
+            steps += 1
+            text += "".join(chunk.text for _, chunk in live.step())
+        found.append((text, steps))
+    live.close()
+    return found
+
+
+def test_a_guessed_opening_changes_no_word_and_saves_its_steps():
+    alone, helped = apart(chats_in_turn, False), apart(chats_in_turn, True)
+    assert [text for text, _ in helped] == [text for text, _ in alone]
+    assert [steps for _, steps in alone] == [16] * 6
+    # The first question of another kind begins as no guess says.
+    assert [steps for _, steps in helped] == [
+        16,
+        16,
+        16 - OPENING_TOKENS,
+        16,
+        16,
+        16 - OPENING_TOKENS,
+    ]
+
+
+def test_no_more_is_guessed_than_may_be_said():
+    assert apart(chats_in_turn, True, 9) == [
+        (text, 1 if third else 9)
+        for (text, _), third in zip(apart(chats_in_turn, False, 9), [0, 0, 1] * 2, strict=True)
+    ]

@@ -20,6 +20,7 @@ def taught(view, right, tokens, arm="traces", examples=40, traces=40):
         epochs=3,
         supervised_tokens=tokens,
         trained_tokens=2 * tokens,
+        updates=9,
         took_s=60.0,
         mean_answer_tokens=50.0,
         right=right,
@@ -93,7 +94,7 @@ def test_a_view_that_cannot_be_made_says_why():
     assert shown.splitlines()[0] == (
         "400 fresh items; base student 5.0 %. Intervals: 95 % each; suites: %."
     )
-    row = "| full | 40 x 3 | 6,000 | 50.0 [45, 55] | best | +7.50 | harder 50 | 50 | 1.0 |"
+    row = "| full | 40 x 3 | 6,000 | 9 | 50.0 [45, 55] | best | +7.50 | harder 50 | 50 | 1.0 |"
     assert row in shown
     assert "| errors | no attempt |  |" in shown
     assert judge(found[1:], BASE, 5.0) is None

@@ -141,7 +141,7 @@ class Exact:
         import torch
         from transformers import AutoTokenizer
 
-        from pipeline.exact_attempts import Practice, replayed
+        from pipeline.exact_attempts import Practice, trace_rows
         from pipeline.exact_trainer import build_trainer, exact_config
         from pipeline.processors import one_gpu
         from pipeline.trainable import trainable, untouched
@@ -160,7 +160,7 @@ class Exact:
         cut_padding(teacher, self._rows)
         cut_padding(copied, self._rows)
         problems = list(read_records(job.problems, Problem))
-        traces = replayed(list(read_records(job.examples, Example)), tokenizer)
+        traces = trace_rows(list(read_records(job.examples, Example)), tokenizer)
         longest = max(job.options.max_tokens, *(len(row["said"]) for row in traces), 1)
         # After all models, which DeepSpeed would else share out; before any moves: it says which
         # GPU is this process's.

@@ -33,7 +33,7 @@ def with_traces(options: OnPolicyOptions, traces: Sized) -> OnPolicyOptions:
     return options.model_copy(update={"replay": min(options.replay, len(traces))})
 
 
-def replayed(examples: Sequence[Example], tokenizer: Any) -> list[Row]:
+def trace_rows(examples: Sequence[Example], tokenizer: Any) -> list[Row]:
     """SFT's examples as rows of practice: the texts whose tokens the teacher's distribution is
     compared on in the place of an attempt's (lambda below 1 in arXiv 2306.13649, section 3)."""
     rows = []

@@ -152,7 +152,7 @@ def _graded(
     scratch = out / SCRATCH
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     examples = _replayable(checkpoint, options)
-    replay = replayed(examples, tokenizer)
+    replay = replayed_lessons(examples, tokenizer)
     longest = max(PROMPT_TOKENS + options.max_tokens, *(len(lesson.ids) for lesson in replay), 1)
     tokens = options.batch_lessons * longest
     said = context.training.gradient_checkpointing
@@ -195,7 +195,7 @@ def _replayable(checkpoint: Path, options: OnPolicyOptions) -> list[Example]:
     return list(read_records(checkpoint / "examples.jsonl", Example)) if options.replay else []
 
 
-def replayed(examples: Sequence[Example], tokenizer: Any) -> list[Any]:
+def replayed_lessons(examples: Sequence[Example], tokenizer: Any) -> list[Any]:
     """SFT's examples as lessons: loss on the completion alone, as there."""
     from pipeline.lesson import told
 

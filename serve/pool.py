@@ -36,7 +36,8 @@ class Pool:
         """The model of that name, loading or ready; without a name the first of the catalogue."""
         wanted = name or self.first
         if wanted not in self.entries:
-            raise UnknownModel(f"no model is called {wanted!r}")
+            known = ", ".join(self.entries)
+            raise UnknownModel(f"no model is called {wanted!r}, only: {known}")
         with self._lock:
             if wanted not in self._open:
                 self._open[wanted] = ModelProcess(

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.exact import refine_exact
-from pipeline.exact_attempts import ExactSampler, Practice, planned_steps, replayed, with_traces
+from pipeline.exact_attempts import ExactSampler, Practice, planned_steps, trace_rows, with_traces
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.progress import Progress
 from pipeline.recipe import StudentOptions
@@ -36,7 +36,7 @@ def tokens(student):
 
 
 def test_a_block_replays_as_many_traces_as_are_wanted_and_leaves_the_attempts_alone(tokens):
-    traces = replayed(EXAMPLES, tokens)
+    traces = trace_rows(EXAMPLES, tokens)
     mixed = Practice(PROBLEMS, STUDENT, OPTIONS, 1, traces)
     # Five attempts and two traces are two updates of four rows: eight rows, six of them attempts.
     assert (planned_steps(OPTIONS), len(mixed)) == (4, 16)
@@ -60,7 +60,7 @@ def test_there_are_no_more_replays_than_traces():
 
 
 def test_a_replayed_row_says_the_trace_to_its_end_token(student, tokens):
-    (row, *_) = replayed(EXAMPLES, tokens)
+    (row, *_) = trace_rows(EXAMPLES, tokens)
     # The tokenizer knows no line break.
     assert "".join(tokens.convert_ids_to_tokens(row["said"])) == (
         "<think><unk>0+1<unk></think><unk>Answer: 1" + tokens.eos_token
@@ -86,6 +86,6 @@ def test_a_practice_with_traces_learns_from_both(student, tmp_path):
     assert len(rows) == 4
     said = sum(row["learnt_tokens"] - row["attempt_tokens"] for row in rows)
     mixed = Practice(
-        PROBLEMS, STUDENT, OPTIONS, 1, replayed(EXAMPLES, AutoTokenizer.from_pretrained(student))
+        PROBLEMS, STUDENT, OPTIONS, 1, trace_rows(EXAMPLES, AutoTokenizer.from_pretrained(student))
     )
     assert said == sum(len(mixed[i].get("said", ())) for i in range(16)) > 0

@@ -29,13 +29,15 @@ SILENCE_LIMIT_S = 300.0
 
 @dataclass(frozen=True)
 class Said:
-    """What one model has said so far, and how fast. `problem`: why it says no more."""
+    """What one model has said so far, and how fast: the rate is that of the tokens after the first
+    piece, which may hold several (`first_tokens`). `problem`: why it says no more."""
 
     reasoning: str = ""
     answer: str = ""
     tokens: int = 0
     tokens_per_s: float = 0.0
     first_token_s: float = 0.0
+    first_tokens: int = 0
     finish: str | None = None
     problem: str | None = None
 
@@ -51,14 +53,17 @@ class Said:
         """With one more piece, that came `since_s` after the question."""
         if reply.error is not None:
             return replace(self, problem=reply.error)
-        first_s = self.first_token_s or (since_s if reply.tokens or reply.finish else 0.0)
+        first_s, first_tokens = self.first_token_s, self.first_tokens
+        if not first_s and (reply.tokens or reply.finish):
+            first_s, first_tokens = since_s, reply.tokens
         tokens, writing_s = self.tokens + reply.tokens, since_s - first_s
         return Said(
             reasoning=self.reasoning + reply.reasoning,
             answer=self.answer + reply.content,
             tokens=tokens,
-            tokens_per_s=(tokens - 1) / writing_s if tokens > 1 and writing_s > 0 else 0.0,
+            tokens_per_s=(tokens - first_tokens) / writing_s if first_s and writing_s > 0 else 0.0,
             first_token_s=first_s,
+            first_tokens=first_tokens,
             finish=reply.finish,
         )
 

@@ -12,6 +12,7 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from statistics import mean
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -115,13 +116,14 @@ class Talk:
         columns = ("model", "answers", "tokens", "tokens/s", "first token, s")
         table = Table(*columns)
         for name, answers in self._said.items():
-            count = len(answers)
+            # An answer that came in one piece has no rate.
+            rates = [said.tokens_per_s for said in answers if said.tokens_per_s]
             table.add_row(
                 name,
-                str(count),
+                str(len(answers)),
                 str(sum(said.tokens for said in answers)),
-                f"{sum(said.tokens_per_s for said in answers) / count:.1f}",
-                f"{sum(said.first_token_s for said in answers) / count:.2f}",
+                f"{mean(rates):.1f}" if rates else "",
+                f"{mean(said.first_token_s for said in answers):.2f}",
             )
         return table
 

@@ -76,8 +76,8 @@ def trained(
 
     `base` has the problems and traces; `suites` are asked beside `problems`. `like`: learn from
     about as many supervised tokens as that student, by more epochs where one does not have them, in
-    as many updates, by another size of batch. Raises DataError when the recipe's view can make no
-    example of the traces.
+    about as many updates, by another size of batch. Raises DataError when the recipe's view can
+    make no example of the traces.
     """
     run = RunDir(root)
     with run.locked(), run.logged():
@@ -123,17 +123,37 @@ def hand_on(source: Path, target: Path) -> None:
 
 
 def _matched(recipe: Recipe, made: Mapping[str, int], like: Trained) -> Recipe:
-    """Epochs and batch for the tokens and updates of another student.
+    """Epochs for the tokens of another student, and the batch that comes nearest to its updates.
 
-    Rows of packed examples have about as many tokens each, so that equal tokens are equal updates.
+    No more examples are read at a time than before: the memory of a pass stays what it was. Packed
+    rows hold prompts too, so that nobody knows here how many there will be: their batch stays.
     """
     epochs = max(recipe.sft.epochs, round(like.supervised_tokens / made["supervised_tokens"]))
-    batch = recipe.sft.batch_examples
-    if not recipe.training.packing:
-        batch = math.ceil(made["examples"] / max(1, round(like.updates / epochs)))
-        batch += -batch % recipe.training.processes
-    options = recipe.sft.model_copy(update={"epochs": epochs, "batch_examples": batch})
-    return recipe.model_copy(update={"sft": options})
+    sft, plan = recipe.sft.model_copy(update={"epochs": epochs}), recipe.training
+    if not plan.packing:
+        most, _ = plan.steps_of(sft.batch_examples)
+        share, parts = _share_of(made["examples"], epochs, like.updates, plan.processes, most)
+        sft = sft.model_copy(update={"batch_examples": plan.processes * share})
+        plan = plan.model_copy(update={"device_examples": parts})
+    return recipe.model_copy(update={"sft": sft, "training": plan})
+
+
+def _share_of(
+    examples: int, epochs: int, updates: int, processes: int, most: int
+) -> tuple[int, int]:
+    """Examples of a batch for each process, and how many of these it reads at a time.
+
+    A share is read in equal parts, of `most` or at least half of that. Of two that miss `updates`
+    by as many the one with fewer is taken, of equal ones the one that fills its last batch.
+    """
+    found = []
+    for share in range(1, math.ceil(examples / processes) + 1):
+        parts = (n for n in range(most, max(most // 2, 1) - 1, -1) if share % n == 0)
+        part = share if share <= most else next(parts, None)
+        if part is not None:
+            made = epochs * math.ceil(examples / (processes * share))
+            found.append((abs(made - updates), made, share, part))
+    return min(found)[2:]
 
 
 def _stage(recipe: Recipe, name: str) -> Stage:

@@ -1,10 +1,10 @@
 """Which supervision does a student need? One student a view, all on the same items.
 
-    python -m pipeline.granularity [RECIPE] [--run FOLDER] [--traces 40 80] [--views full answer …]
+    python -m pipeline.granularity [RECIPE] [--run FOLDER] [--traces 20 40] [--views full answer …]
 
 Each size of supervision is tried twice: with the same traces for every view, and with the same
 number of supervised tokens (more traces, then more epochs, for views that take less of each) in the
-same number of updates (a batch of more examples, where they are short). Reads
+nearest number of updates that whole batches allow (of more examples, where they are short). Reads
 and, where they are missing, makes the problems and traces of the run; writes
 `FOLDER/granularity/`: a folder a student, `granularity.json`, `granularity.md` and a plot.
 """
@@ -150,11 +150,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("recipe", nargs="?", default="default")
     parser.add_argument("--run", type=Path, help="run folder (default: runs/NAME of the recipe)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--traces", type=int, nargs="+", default=[40, 80], metavar="N")
+    parser.add_argument("--traces", type=int, nargs="+", default=[20, 40], metavar="N")
     views = [view for view in VIEWS if view != CONTROL]
     parser.add_argument("--views", nargs="+", choices=list(VIEWS), default=views)
-    parser.add_argument("--items", type=int, default=150, help="evaluation items a student")
-    add_suites(parser, share=0.25)
+    parser.add_argument("--items", type=int, default=100, help="evaluation items a student")
+    add_suites(parser, share=0.1)
     parser.add_argument("--margin", type=float, default=5.0, help="points that may be lost")
     return parser
 

@@ -362,8 +362,8 @@ class Recipe(Record):
         if self.on_policy.method == "exact":
             batches.append(("on_policy.batch_lessons", self.on_policy.batch_lessons))
         for field, size in batches:
-            at_a_time, readings = plan.steps_of(size)
-            if at_a_time * readings * plan.processes != size:
+            if not plan.divides(size):
+                at_a_time, _ = plan.steps_of(size)
                 raise ValueError(
                     f"{field} {size} does not divide over {plan.processes} processes "
                     f"that read {at_a_time} at a time"

@@ -95,10 +95,15 @@ class TrainingOptions(Record):
         What this project puts into a model for one process on a CPU (packed batches, lean norms)
         passes `forward` by, which sharded models need, and knows no packing.
         """
-        return self.spread or self.packing or self.device_examples is not None
+        return self.spread or self.packing
 
     def steps_of(self, batch_examples: int) -> tuple[int, int]:
         """Examples a process reads at a time, and how often it does so before an update."""
         share = math.ceil(batch_examples / self.processes)
         at_a_time = min(share, self.device_examples or share)
         return at_a_time, math.ceil(share / at_a_time)
+
+    def divides(self, batch_examples: int) -> bool:
+        """Whether every process reads full shares of a batch, and of each share full parts."""
+        at_a_time, readings = self.steps_of(batch_examples)
+        return at_a_time * readings * self.processes == batch_examples

@@ -39,7 +39,9 @@ class Metrics:
         self._written.inc(talk.tokens)
         if talk.first_s:
             self._first.observe(talk.first_s)
-            self._rate.observe(talk.timings()["tokens_per_s"])
+            rate = talk.timings()["tokens_per_s"]
+            if rate:  # an answer that was told in one piece has none
+                self._rate.observe(rate)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

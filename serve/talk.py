@@ -22,7 +22,7 @@ class Talk:
         self.model = model
         self.started_s = time.monotonic()
         self.first_s = self.last_s = 0.0
-        self.prompt_tokens = self.tokens = self.reasoning_tokens = 0
+        self.prompt_tokens = self.tokens = self.reasoning_tokens = self._first_tokens = 0
         self._pieces: asyncio.Queue[Reply] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -40,7 +40,8 @@ class Talk:
         if reply.prompt_tokens is not None:
             self.prompt_tokens = reply.prompt_tokens
         if reply.tokens or reply.finish:
-            self.first_s = self.first_s or now_s
+            if not self.first_s:
+                self.first_s, self._first_tokens = now_s, reply.tokens
             self.last_s = now_s
         self.tokens += reply.tokens
         self.reasoning_tokens = max(self.reasoning_tokens, reply.reasoning_tokens)
@@ -58,9 +59,10 @@ class Talk:
         }
 
     def timings(self) -> dict[str, float]:
-        """Seconds since the question came; the rate is that of the tokens after the first."""
-        writing_s = self.last_s - self.first_s
-        rate = (self.tokens - 1) / writing_s if self.tokens > 1 and writing_s > 0 else 0.0
+        """Seconds since the question came; the rate is that of the tokens after the first
+        piece, which may hold several."""
+        writing_s, tokens = self.last_s - self.first_s, self.tokens - self._first_tokens
+        rate = tokens / writing_s if writing_s > 0 else 0.0
         return {
             "first_token_s": round(self.first_s, 6),
             "total_s": round(self.last_s, 6),

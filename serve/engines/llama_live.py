@@ -1,9 +1,11 @@
-"""Continuous batching over llama.cpp for people: every step decodes one token of each answer.
+"""Continuous batching over llama.cpp for people: every step decodes a token of each answer, or
+several where they were guessed.
 
 New prompts are read in the same batches, a part at a time, so that a long one does not hold up
 those who are being answered. A slot keeps what it has read: the next turn of the same conversation,
 or another conversation with the same beginning, is not read again. Unlike the engine that fills
-trace stores, answers depend on their company by rounding: no rows are padded.
+trace stores, answers depend on their company, and on what was read or guessed before, by rounding:
+no rows are padded.
 """
 
 from __future__ import annotations
@@ -179,8 +181,8 @@ class LlamaLive:
             logits_V = self._model.logits(row + right)
             token = pick_token(logits_V, answer.request.sampling, len(answer.ids))
             answer.accept(token, self._ends(token), self.context_tokens)
-            if not answer.finish and _begins(answer.request):
-                self._openings.note(answer.ids)
+            if _begins(answer.request):
+                self._openings.note(answer.ids, over=answer.finish is not None)
             yield from _news(talk)
             if answer.finish or right == len(guess) or token != guess[right]:
                 break

@@ -2,7 +2,8 @@
 
 A student that reasons begins every answer with the same opening tag, which nobody sees. The prompt
 is read together with it, and the model's own choices tell how far it holds: what is said is what
-the model says alone, only sooner (Leviathan et al. 2023, section 2.3).
+the model says alone, only sooner (Leviathan et al. 2023, section 2.3), but for the rounding of a
+batch with more rows.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ class Openings:
     def __init__(self) -> None:
         self._seen: deque[tuple[int, ...]] = deque(maxlen=2)
 
-    def note(self, ids: Sequence[int]) -> None:
-        """Keep how an answer began; shorter answers say nothing."""
-        if len(ids) == OPENING_TOKENS:
+    def note(self, ids: Sequence[int], over: bool) -> None:
+        """Keep how an answer began: told after every token, heeds one; `over`: it was the last."""
+        if len(ids) < OPENING_TOKENS if over else len(ids) == OPENING_TOKENS:
             self._seen.append(tuple(ids))
 
     def guess(self) -> list[int]:

@@ -25,7 +25,7 @@ families = [{ name = "lcm", options = { max_value = 20 }, reason = "the same fac
 def granularity(root, *more):
     command = [sys.executable, "-m", "pipeline.granularity", "smoke", "--run", str(root)]
     arguments = ["--traces", "6", "--views", "full", "steps", "--items", "8"]
-    arguments += ["--suites", str(root.parent / "suites.toml")]
+    arguments += ["--suites", str(root.parent / "suites.toml"), "--suite-share", "0.25"]
     return subprocess.run(
         [*command, *arguments, "--set", "sft.epochs=1", *more],
         capture_output=True,
@@ -59,6 +59,7 @@ def test_students_of_both_arms_are_taught_and_compared(studied):
     equal_traces, equal_tokens = ({s["view"]: s for s in p["students"]} for p in found["parts"])
     assert equal_traces["full"]["examples"] == equal_traces["steps"]["examples"] == 6
     assert equal_traces["full"] == equal_tokens["full"]
+    assert equal_traces["full"]["updates"] == equal_traces["steps"]["updates"] > 0
     few, many = equal_traces["steps"], equal_tokens["steps"]
     budget = equal_traces["full"]["supervised_tokens"]
     assert few["supervised_tokens"] < many["supervised_tokens"] <= 1.5 * budget

@@ -2,6 +2,8 @@
 
 from itertools import pairwise
 
+import pytest
+
 from serve.engines.llama_live import ALONE_ROWS, FIRST_TOKENS, READ_BESIDE_TOKENS, load_live
 from serve.engines.llama_native import DECODE_BATCH_TOKENS
 from serve.engines.openings import OPENING_TOKENS
@@ -117,15 +119,21 @@ DIGITS = "Repeat after me: 1, 2, 3, 4, 5, 6, 7, 8, 9."
 CHATS = (WORDS, WORDS, WORDS, DIGITS, DIGITS, DIGITS)
 
 
-def chats_in_turn(guesses, max_tokens=16):
-    """(text, steps) of each of CHATS, with or without a guess of how it begins."""
+def chats_in_turn(guesses="right", max_tokens=16, stop=()):
+    """(text, steps) of each of CHATS. `guesses` of how they begin: none, the engine's own (right),
+    those with a wrong fourth token (partly), its own where none can be taken back (fixed)."""
     live = load_live(BASE, 2, 256, 1)
-    if not guesses:
+    right = live._openings.guess
+    if guesses == "none":
         live._openings.guess = list
+    elif guesses == "partly":
+        live._openings.guess = lambda: [t + (n == 3) for n, t in enumerate(right())]
+    elif guesses == "fixed":
+        live._model.forgets = lambda: False
     found = []
     for question in CHATS:
         messages = (Message(role="user", content=question),)
-        sampling = Sampling(max_tokens=max_tokens)
+        sampling = Sampling(max_tokens=max_tokens, stop=stop)
         live.admit("a", Request(key="a", messages=messages, sampling=sampling))
         text, steps = "", 0
         while live._talks:
@@ -136,23 +144,25 @@ def chats_in_turn(guesses, max_tokens=16):
     return found
 
 
-def test_a_guessed_opening_changes_no_word_and_saves_its_steps():
-    alone, helped = apart(chats_in_turn, False), apart(chats_in_turn, True)
+@pytest.mark.parametrize(
+    ("guesses", "saved"), [("right", OPENING_TOKENS), ("partly", 3), ("fixed", 0)]
+)
+def test_a_guessed_opening_changes_no_word_and_saves_its_steps(guesses, saved):
+    alone, helped = apart(chats_in_turn, "none"), apart(chats_in_turn, guesses)
     assert [text for text, _ in helped] == [text for text, _ in alone]
     assert [steps for _, steps in alone] == [16] * 6
     # The first question of another kind begins as no guess says.
-    assert [steps for _, steps in helped] == [
-        16,
-        16,
-        16 - OPENING_TOKENS,
-        16,
-        16,
-        16 - OPENING_TOKENS,
-    ]
+    assert [steps for _, steps in helped] == [16, 16, 16 - saved] * 2
 
 
 def test_no_more_is_guessed_than_may_be_said():
-    assert apart(chats_in_turn, True, 9) == [
-        (text, 1 if third else 9)
-        for (text, _), third in zip(apart(chats_in_turn, False, 9), [0, 0, 1] * 2, strict=True)
-    ]
+    alone, helped = apart(chats_in_turn, "none", 9), apart(chats_in_turn, "right", 9)
+    assert [text for text, _ in helped] == [text for text, _ in alone]
+    assert [steps for _, steps in helped] == [9, 9, 1] * 2
+
+
+def test_a_stop_word_within_a_guess_ends_the_answer():
+    # Five tokens: "One, two," and the one that spells the stop.
+    stopped = apart(chats_in_turn, "right", 16, (" three",))
+    assert [text for text, _ in stopped[:3]] == ["One, two,"] * 3
+    assert [steps for _, steps in stopped[:3]] == [5, 5, 1]

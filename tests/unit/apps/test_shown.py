@@ -4,6 +4,7 @@ import pytest
 
 from apps.conversation import Said, first_difference
 from apps.shown import differences, numbers, reasoning_and_answer
+from serve.conversations import Reply
 
 TEACHER = Said(answer="6 + 3 = 9\nAnswer: 9")
 
@@ -79,3 +80,12 @@ def test_why_an_answer_ended_is_said():
     )
     assert numbers(Said()) == '<div class="numbers">…</div>'
     assert numbers(Said(problem="does not load")) == ""
+
+
+def test_the_rate_is_that_of_the_tokens_after_the_first_piece():
+    said = Said().after(Reply(prompt_tokens=30), 0.1)
+    assert (said.tokens_per_s, said.first_token_s) == (0.0, 0.0)
+    said = said.after(Reply(tokens=5, reasoning="6"), 0.5)
+    assert (said.tokens, said.tokens_per_s, said.first_token_s) == (5, 0.0, 0.5)
+    said = said.after(Reply(tokens=10, reasoning=" + 3"), 1.0).after(Reply(finish="stop"), 1.5)
+    assert (said.tokens, said.tokens_per_s, said.first_token_s) == (15, 10.0, 0.5)

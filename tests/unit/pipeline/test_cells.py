@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.cells import Trained, _matched
+from pipeline.recipe import Recipe
 from pipeline.recipe_files import find_recipe, load_recipe
 
 LIKE = Trained(
@@ -23,8 +24,7 @@ LIKE = Trained(
 def matched(examples, tokens, *settings):
     recipe = load_recipe(find_recipe("default"), ("sft.batch_examples=4", *settings))
     made = {"examples": examples, "supervised_tokens": tokens}
-    sft = _matched(recipe, made, LIKE).sft
-    return sft.epochs, sft.batch_examples
+    return _matched(recipe, made, LIKE)
 
 
 @pytest.mark.parametrize(
@@ -32,22 +32,29 @@ def matched(examples, tokens, *settings):
     [
         (199, 1200, 3, 40, 15),  # many short ones: a batch of more
         (36, 1190, 3, 8, 15),
-        (16, 1160, 3, 4, 12),  # whole batches: the nearest number of updates
-        (50, 300, 12, 50, 12),  # too few of them: more epochs, one update each
+        (15, 1160, 3, 3, 15),
+        (16, 1160, 3, 4, 12),  # as near as the 18 of a batch of 3
+        (50, 300, 12, 50, 12),  # too few of them: more epochs, an update each
+        (66, 1200, 3, 14, 15),  # 14 to 16 make as many, 14 with the fullest last batch
         (1, 3600, 3, 1, 3),
     ],
 )
 def test_epochs_bring_the_tokens_and_the_batch_brings_the_updates(
     examples, tokens, epochs, batch, updates
 ):
-    assert matched(examples, tokens) == (epochs, batch)
+    found = matched(examples, tokens)
+    assert (found.sft.epochs, found.sft.batch_examples) == (epochs, batch)
     assert epochs * -(-examples // batch) == updates
+    assert found.training.steps_of(batch)[0] <= 4  # no more are read at a time than before
+    assert Recipe.model_validate(found.model_dump(mode="json")) == found
 
 
-def test_a_batch_divides_over_the_processes():
+def test_a_batch_divides_over_the_processes_and_their_readings():
     spread = ("training.processes=2", "training.strategy=ddp")
-    assert matched(21, 1200, *spread) == (3, 6)
+    assert matched(21, 1200, *spread).sft.batch_examples == 6
+    assert matched(35, 1200, *spread).sft.batch_examples == 8
 
 
-def test_packed_rows_are_as_long_as_each_other_already():
-    assert matched(199, 1200, "training.packing=true") == (3, 4)
+def test_the_batch_of_packed_rows_stays():
+    found = matched(199, 1200, "training.packing=true")
+    assert (found.sft.epochs, found.sft.batch_examples) == (3, 4)

@@ -1,4 +1,4 @@
-"""Examples that share rows (`training.packing`) do not see each other."""
+"""Examples that share rows (`training.packing`) do not see each other; parts of a batch add up."""
 
 import pytest
 import torch
@@ -33,6 +33,18 @@ def test_packed_rows_are_fewer_and_their_loss_is_that_of_the_examples(student, t
     assert sum(lengths) > 2 * 160 * 0.6
     assert len(apart) == len(together) == packed.planned_steps() == 1
     assert together[0]["loss_nats"] == pytest.approx(apart[0]["loss_nats"], rel=1e-5)
+
+
+def test_a_batch_read_in_parts_makes_the_update_of_the_whole(student, tmp_path):
+    whole, once = trained(student, tmp_path / "a", TrainingOptions())
+    plan = TrainingOptions(device_examples=4)
+    assert not plan.library_path
+    parts, thrice = trained(student, tmp_path / "b", plan)
+    assert (parts.trainer.args.train_batch_size, len(thrice)) == (4, len(once) == 1)
+    assert thrice[0]["loss_nats"] == pytest.approx(once[0]["loss_nats"], rel=1e-5)
+    found = dict(parts.trainer.model.named_parameters())
+    for name, weights in whole.trainer.model.named_parameters():
+        torch.testing.assert_close(found[name], weights, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_the_recipe_says_where_rows_end(student, tmp_path):

@@ -20,10 +20,12 @@ from pipeline.imported import share_imported
 from pipeline.ladder import greedy
 from pipeline.memory import give_back_memory, keep_freed_memory
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe
-from pipeline.records import Problem, content_key
+from pipeline.recipe import Recipe, StudentOptions
+from pipeline.records import Example, Problem, content_key
 from pipeline.run import SCRATCH, Context, Manifest, RunDir, Stage
-from pipeline.store import write_file, write_json
+from pipeline.store import read_records, write_file, write_json
+from pipeline.student import student_checkpoint
+from pipeline.supervise import rendered_ids
 from pipeline.tasks.judge import Judge
 from pipeline.transfer import ask_rung
 from pipeline.transfer_questions import Questions
@@ -86,7 +88,8 @@ def trained(
         hand_on(run.root / EXAMPLES_STAGE / SCRATCH / MEASURED, root.parent / MEASURED)
         made = _manifest(run, recipe, EXAMPLES_STAGE)
         if like is not None:
-            recipe = _matched(recipe, made.counts, like)
+            length = _mean_length(run.root / EXAMPLES_STAGE / "examples.jsonl", recipe.student)
+            recipe = _matched(recipe, made.counts, length, like)
         asked = content_key(
             recipe.asked_student.system,
             recipe.evaluate.model_dump(mode="json"),
@@ -122,16 +125,26 @@ def hand_on(source: Path, target: Path) -> None:
         write_file(target, source.read_bytes())
 
 
-def _matched(recipe: Recipe, made: Mapping[str, int], like: Trained) -> Recipe:
+def _mean_length(path: Path, student: StudentOptions) -> float:
+    """Tokens of an example, prompt included."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(student_checkpoint(student), local_files_only=True)
+    return mean(len(rendered_ids(e, tokenizer)) for e in read_records(path, Example))
+
+
+def _matched(recipe: Recipe, made: Mapping[str, int], length: float, like: Trained) -> Recipe:
     """Epochs for the tokens of another student, and the batch that comes nearest to its updates.
 
-    No more examples are read at a time than before: the memory of a pass stays what it was. Packed
-    rows hold prompts too, so that nobody knows here how many there will be: their batch stays.
+    `length` is that of an example: no more tokens are read at a time than of the other's examples,
+    so that a pass takes no more memory. Packed rows hold prompts too, so that nobody knows here how
+    many there will be: their batch stays.
     """
     epochs = max(recipe.sft.epochs, round(like.supervised_tokens / made["supervised_tokens"]))
     sft, plan = recipe.sft.model_copy(update={"epochs": epochs}), recipe.training
     if not plan.packing:
-        most, _ = plan.steps_of(sft.batch_examples)
+        at_a_time, _ = plan.steps_of(sft.batch_examples)
+        most = max(1, int(at_a_time * like.trained_tokens / (like.examples * like.epochs) / length))
         share, parts = _share_of(made["examples"], epochs, like.updates, plan.processes, most)
         sft = sft.model_copy(update={"batch_examples": plan.processes * share})
         plan = plan.model_copy(update={"device_examples": parts})

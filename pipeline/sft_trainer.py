@@ -154,7 +154,7 @@ def build_trainer(
     watch = _Watch()
     adapted = options.method != "full"
     trainer = CompletionTrainer(
-        library_path=training.library_path,
+        library_path=_library_path(training),
         model=_student(base, options, training),
         args=one_gpu(sft_config(options, scratch, seed, training, base, _end(tokenizer))),
         train_dataset=as_dataset(examples),
@@ -175,7 +175,12 @@ def _end(tokenizer: Any) -> str | None:
 def _student(base: Path, options: SftOptions, training: TrainingOptions) -> Any:
     if options.method == "qlora":
         return quantized(base)
-    return untouched(base) if training.library_path else trainable(base)
+    return untouched(base) if _library_path(training) else trainable(base)
+
+
+def _library_path(training: TrainingOptions) -> bool:
+    """Whether TRL's own loss trains. On a CPU ours adds up over the parts of a batch as it is."""
+    return training.library_path and (has_cuda() or training.spread or training.packing)
 
 
 def as_dataset(examples: Sequence[Example]) -> Dataset:

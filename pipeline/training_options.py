@@ -95,7 +95,7 @@ class TrainingOptions(Record):
         What this project puts into a model for one process on a CPU (packed batches, lean norms)
         passes `forward` by, which sharded models need, and knows no packing.
         """
-        return self.spread or self.packing
+        return self.spread or self.packing or self.device_examples is not None
 
     def steps_of(self, batch_examples: int) -> tuple[int, int]:
         """Examples a process reads at a time, and how often it does so before an update."""

@@ -21,10 +21,10 @@ LIKE = Trained(
 )
 
 
-def matched(examples, tokens, *settings):
+def matched(examples, tokens, *settings, length=120.0):
     recipe = load_recipe(find_recipe("default"), ("sft.batch_examples=4", *settings))
     made = {"examples": examples, "supervised_tokens": tokens}
-    return _matched(recipe, made, LIKE)
+    return _matched(recipe, made, length, LIKE)
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,14 @@ def test_epochs_bring_the_tokens_and_the_batch_brings_the_updates(
     found = matched(examples, tokens)
     assert (found.sft.epochs, found.sft.batch_examples) == (epochs, batch)
     assert epochs * -(-examples // batch) == updates
-    assert found.training.steps_of(batch)[0] <= 4  # no more are read at a time than before
+    assert found.training.steps_of(batch)[0] <= 4  # as long ones: no more are read at a time
     assert Recipe.model_validate(found.model_dump(mode="json")) == found
+
+
+@pytest.mark.parametrize(("length", "at_a_time"), [(120, 4), (60, 8), (40, 10), (10, 40), (999, 1)])
+def test_as_many_tokens_are_read_at_a_time_as_before(length, at_a_time):
+    """The other student's 20 examples of 120 tokens in parts of 4, these in a batch of 40."""
+    assert matched(199, 1200, length=length).training.steps_of(40)[0] == at_a_time
 
 
 def test_a_batch_divides_over_the_processes_and_their_readings():

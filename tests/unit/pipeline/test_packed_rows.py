@@ -6,6 +6,7 @@ import torch
 from pipeline.recipe import SftOptions
 from pipeline.sft_trainer import build_trainer
 from pipeline.training_options import TrainingOptions
+from serve.hardware import has_cuda
 from tests.unit.pipeline.tiny import checkpoint, tokenizer
 from tests.unit.pipeline.worked import practised_examples
 
@@ -38,8 +39,8 @@ def test_packed_rows_are_fewer_and_their_loss_is_that_of_the_examples(student, t
 def test_a_batch_read_in_parts_makes_the_update_of_the_whole(student, tmp_path):
     whole, once = trained(student, tmp_path / "a", TrainingOptions())
     plan = TrainingOptions(device_examples=4)
-    assert not plan.library_path
     parts, thrice = trained(student, tmp_path / "b", plan)
+    assert parts.trainer._library_path is has_cuda()
     assert (parts.trainer.args.train_batch_size, len(thrice)) == (4, len(once) == 1)
     assert thrice[0]["loss_nats"] == pytest.approx(once[0]["loss_nats"], rel=1e-5)
     found = dict(parts.trainer.model.named_parameters())

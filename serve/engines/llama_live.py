@@ -213,8 +213,14 @@ class LlamaLive:
         return min(tokens, left - 1, room - 1)
 
     def _opening(self, talk: _Talk) -> list[int]:
-        """How the answer may begin, read with the end of its prompt."""
-        if not (_begins(talk.answer.request) and self._model.forgets()):
+        """How the answer may begin, read with the end of its prompt.
+
+        Nothing is guessed of one that is drawn: more rows round otherwise, and what others were
+        told before would decide whether a seed repeats its answer.
+        """
+        request = talk.answer.request
+        drawn = request.sampling.temperature > 0
+        if drawn or not (_begins(request) and self._model.forgets()):
             return []
         return self._openings.guess()[: max(self._most(talk, OPENING_TOKENS), 0)]
 

@@ -119,7 +119,7 @@ DIGITS = "Repeat after me: 1, 2, 3, 4, 5, 6, 7, 8, 9."
 CHATS = (WORDS, WORDS, WORDS, DIGITS, DIGITS, DIGITS)
 
 
-def chats_in_turn(guesses="right", max_tokens=16, stop=()):
+def chats_in_turn(guesses="right", max_tokens=16, stop=(), temperature=0.0):
     """(text, steps) of each of CHATS. `guesses` of how they begin: none, the engine's own (right),
     those with a wrong fourth token (partly), its own where none can be taken back (fixed)."""
     live = load_live(BASE, 2, 256, 1)
@@ -133,7 +133,7 @@ def chats_in_turn(guesses="right", max_tokens=16, stop=()):
     found = []
     for question in CHATS:
         messages = (Message(role="user", content=question),)
-        sampling = Sampling(max_tokens=max_tokens, stop=stop)
+        sampling = Sampling(max_tokens=max_tokens, stop=stop, temperature=temperature)
         live.admit("a", Request(key="a", messages=messages, sampling=sampling))
         text, steps = "", 0
         while live._talks:
@@ -166,3 +166,9 @@ def test_a_stop_word_within_a_guess_ends_the_answer():
     stopped = apart(chats_in_turn, "right", 16, (" three",))
     assert [text for text, _ in stopped[:3]] == ["One, two,"] * 3
     assert [steps for _, steps in stopped[:3]] == [5, 5, 1]
+
+
+def test_nothing_is_guessed_of_an_answer_that_is_drawn():
+    drawn = apart(chats_in_turn, "right", 16, (), 0.01)
+    assert [steps for _, steps in drawn] == [16] * 6
+    assert drawn[1] == drawn[2]

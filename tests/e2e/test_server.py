@@ -95,17 +95,17 @@ def test_the_model_s_own_turns_stand_before_a_question_without_rules(client):
 
 def test_seeds_repeat_and_stop_words_stop(client):
     options = {"model": NAME, "messages": QUESTION, "max_tokens": 30, "temperature": 1.0}
-
-    def said(seed, **more):
-        return client.chat.completions.create(**options, seed=seed, **more).choices[0]
-
-    # From the third on the same is guessed of how the answer begins, and rounding is the same too.
-    first, again = [said(7).message.content for _ in range(4)][2:]
-    assert first == again
-    word = re.search(r"\w{3,}", first).group()
-    cut = said(7, stop=[word])
-    assert (cut.message.content, cut.finish_reason) == (first.partition(word)[0].rstrip(), "stop")
-    assert said(8).message.content != first
+    said = [
+        client.chat.completions.create(**options, seed=seed).choices[0].message.content
+        for seed in (7, 7, 8)
+    ]
+    assert said[0] == said[1] != said[2]
+    word = re.search(r"\w{3,}", said[0]).group()
+    cut = client.chat.completions.create(**options, seed=7, stop=[word]).choices[0]
+    assert (cut.message.content, cut.finish_reason) == (
+        said[0].partition(word)[0].rstrip(),
+        "stop",
+    )
 
 
 def test_a_plain_prompt_is_continued(client):

@@ -41,7 +41,8 @@ def test_a_batch_read_in_parts_makes_the_update_of_the_whole(student, tmp_path):
     plan = TrainingOptions(device_examples=4)
     parts, thrice = trained(student, tmp_path / "b", plan)
     assert parts.trainer._library_path is has_cuda()
-    assert (parts.trainer.args.train_batch_size, len(thrice)) == (4, len(once) == 1)
+    assert parts.trainer.args.train_batch_size == 4
+    assert len(once) == len(thrice) == 1
     assert thrice[0]["loss_nats"] == pytest.approx(once[0]["loss_nats"], rel=1e-5)
     found = dict(parts.trainer.model.named_parameters())
     for name, weights in whole.trainer.model.named_parameters():

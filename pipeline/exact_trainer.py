@@ -31,7 +31,7 @@ from pipeline.exact_attempts import (
 from pipeline.exact_loss import Side, summed_divergence
 from pipeline.forecast_memory import PRACTICE_KEPT_SHARE, PROMPT_TOKENS
 from pipeline.head_loss import Workspace, has_plain_head
-from pipeline.packing import kept_places, packed_hidden_states
+from pipeline.packing import packed_hidden_states
 from pipeline.processors import in_float32_only, processor_settings
 from pipeline.spread import ExactJob
 from pipeline.store import write_json
@@ -107,15 +107,15 @@ class ExactTrainer(DistillationTrainer):  # type: ignore[misc]
         if library or not (has_plain_head(student) and has_plain_head(teacher)):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         attempts = right_padded(inputs)
-        kept_BT = kept_places(attempts.real_BT)
+        real_BT = attempts.real_BT
         # A place predicts the token after it.
-        asked_N = functional.pad(attempts.answer_BT[:, 1:], (0, 1))[kept_BT]
+        asked_N = functional.pad(attempts.answer_BT[:, 1:], (0, 1))[real_BT]
         dtype = torch.bfloat16 if self.args.bf16 else torch.float32
         with torch.no_grad(), self.accelerator.autocast():
-            teacher_ND = packed_hidden_states(teacher, attempts.ids_BT, kept_BT, dtype)
+            teacher_ND = packed_hidden_states(teacher, attempts.ids_BT, real_BT, dtype)
         # accelerate puts autocast around `model.forward`, which this way round does not pass.
         with self.accelerator.autocast():
-            hidden_ND = packed_hidden_states(student, attempts.ids_BT, kept_BT, dtype)
+            hidden_ND = packed_hidden_states(student, attempts.ids_BT, real_BT, dtype)
         total = summed_divergence(
             Side(student.get_output_embeddings().weight, hidden_ND[asked_N].to(dtype)),
             Side(teacher.get_output_embeddings().weight, teacher_ND[asked_N].to(dtype)),

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.head_loss import Workspace, has_plain_head, summed_loss
-from pipeline.packing import kept_places, packed_hidden_states
+from pipeline.packing import packed_hidden_states
 from pipeline.processors import in_float32_only, one_gpu, processor_settings
 from pipeline.recipe import SftOptions
 from pipeline.records import Example
@@ -67,14 +67,14 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         causal = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
         if self._library_path or return_outputs or not has_plain_head(causal):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        kept_BT = kept_places(inputs["attention_mask"].bool())
+        real_BT = inputs["attention_mask"].bool()
         next_BT = functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
-        labels_N = next_BT[kept_BT]
+        labels_N = next_BT[real_BT]
         supervised_N = labels_N != -100
         dtype = torch.bfloat16 if self.args.bf16 else torch.float32
         # accelerate puts autocast around `model.forward`, which this way round does not pass.
         with self.accelerator.autocast():
-            hidden_ND = packed_hidden_states(causal, inputs["input_ids"], kept_BT, dtype)
+            hidden_ND = packed_hidden_states(causal, inputs["input_ids"], real_BT, dtype)
         hidden_SD = hidden_ND[supervised_N].to(dtype)
         weight_VD = causal.get_output_embeddings().weight
         total = summed_loss(weight_VD, hidden_SD, labels_N[supervised_N], self._workspace)

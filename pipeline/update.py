@@ -15,9 +15,9 @@ import torch
 from pipeline.divergence_loss import bucketed, divergence, surrogate
 from pipeline.head_loss import Workspace
 from pipeline.lesson import Batch
-from pipeline.packing import kept_places, packed_hidden_states
+from pipeline.packing import packed_hidden_states
 from serve.errors import TrainingDiverged
-from serve.hardware import has_cuda, has_fast_bfloat16
+from serve.hardware import has_fast_bfloat16
 
 HEAD_ROWS = 256
 GRADIENT_LIMIT = 1.0
@@ -192,10 +192,10 @@ def _hidden_of(model: Any, batch: Batch) -> tuple[torch.Tensor, Rows]:
     """Hidden states (R, D) that something is wanted of."""
     device = model.device
     dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
-    kept_BT = batch.real_BT if has_cuda() else kept_places(batch.real_BT)
+    real_BT = batch.real_BT.to(device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        hidden_ND = packed_hidden_states(model, batch.ids_BT.to(device), kept_BT.to(device), dtype)
-    packed_of = kept_BT.flatten().cumsum(0) - 1
+        hidden_ND = packed_hidden_states(model, batch.ids_BT.to(device), real_BT, dtype)
+    packed_of = batch.real_BT.flatten().cumsum(0) - 1
     both = torch.cat([batch.target_rows_P, batch.advantage_rows_A])
     wanted_R, place = torch.unique(both, return_inverse=True)
     hidden_RD = hidden_ND[packed_of[wanted_R].to(device)].to(dtype)

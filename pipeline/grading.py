@@ -21,9 +21,9 @@ from serve.engines.base import Engine
 from serve.messages import Completion, Grade, Message, Record, Request
 
 # Graded in one call: what is graded together agrees to the last bit only if asked together again.
-# vLLM fills a GPU with many texts; others read them one by one.
-GROUP, VLLM_GROUP = 8, 64
-GRADING_SLOTS = 4
+# vLLM fills a GPU with many texts; llama.cpp has as many slots, from which it then goes on.
+GROUP, VLLM_GROUP = 32, 64
+GRADING_SLOTS = 8
 # Problems of one family share a prompt's beginning; every block has some of each.
 MOST_PREFIXES = 8
 
@@ -59,6 +59,8 @@ class Grading:
         self._engine: Engine | None = None
         self._grades = AppendLog(scratch / "grades.jsonl")
         self._said = KeptAnswers(scratch / "continuations.jsonl")
+        # Keys of the group that llama.cpp's slots hold.
+        self._held: tuple[str, ...] = ()
         # Where the groups that a killed run left begin in the log: a grade is 2 KB a token in
         # memory, of the tokens of a whole practice.
         self._places: dict[tuple[str, ...], int] = {}
@@ -106,36 +108,47 @@ class Grading:
     def _asked(self, problem: Problem) -> tuple[Message, ...]:
         return teacher_messages(self._teacher, problem.question, problem.family)
 
-    def grades(self, attempts: Sequence[Attempt]) -> dict[str, Grade]:
-        """By key; an attempt of tags alone has none.
+    def groups(self, attempts: Sequence[Attempt]) -> list[list[Attempt]]:
+        """What is graded together. An attempt of tags alone is not.
 
         Attempts at one family's problems are neighbours: their prompts begin alike.
         """
         ordered = sorted(attempts, key=lambda a: (a.problem.family, a.key))
-        asked = [request for request in map(self._request, ordered) if request.begun]
-        requests = with_openings(asked, self._openings)
-        found: dict[str, Grade] = {}
+        asked = [attempt for attempt in ordered if self._request(attempt).begun]
         size = VLLM_GROUP if self._teacher.engine == "vllm" else GROUP
-        for start in range(0, len(requests), size):
-            part = requests[start : start + size]
-            group = self._group(part)
-            found |= dict(zip(group.keys, group.grades, strict=True))
-        return found
+        return [asked[start : start + size] for start in range(0, len(asked), size)]
 
-    def _group(self, requests: Sequence[Request]) -> GradeGroup:
-        keys = tuple(request.key for request in requests)
+    def grades(self, group: Sequence[Attempt]) -> dict[str, Grade]:
+        """By key."""
+        keys = tuple(attempt.key for attempt in group)
         if keys in self._places:
-            return record_at(self._grades.path, self._places[keys], GradeGroup)
-        graded = self.engine.grade(requests, self._options.top_tokens)
-        group = GradeGroup(keys=keys, grades=tuple(graded))
-        self._places[keys] = self._grades.append([group])
-        self._read_tokens += group.read_tokens
-        return group
+            found = record_at(self._grades.path, self._places[keys], GradeGroup)
+        else:
+            found = GradeGroup(keys=keys, grades=self._graded(group))
+            self._places[keys] = self._grades.append([found])
+            self._read_tokens += found.read_tokens
+        return dict(zip(found.keys, found.grades, strict=True))
 
-    def continuations(self, requests: Sequence[Request]) -> dict[str, Completion]:
-        """By key; each is kept as it comes."""
+    def _graded(self, group: Sequence[Attempt]) -> tuple[Grade, ...]:
+        requests = with_openings([self._request(attempt) for attempt in group], self._openings)
+        grades = tuple(self.engine.grade(requests, self._options.top_tokens))
+        self._held = tuple(attempt.key for attempt in group)
+        return grades
+
+    def continuations(
+        self, requests: Sequence[Request], group: Sequence[Attempt] = ()
+    ) -> dict[str, Completion]:
+        """By key; each is kept as it comes.
+
+        `group`: what was graded last, these among it. llama.cpp goes on from what it read then;
+        of a killed practice it reads that again, in the same company, and so says the same.
+        """
         missing = {r.key for r in requests} - self._said.keys()
         if missing:
+            if group and self._teacher.engine == "llama.cpp":
+                if self._held != tuple(attempt.key for attempt in group):
+                    self._graded(group)
+                self._held = ()
             asked = with_openings(requests, self._openings)
             batches = batches_of(self.engine, asked, missing)
             for key, answer in chain.from_iterable(map(self.engine.generate, batches)):
@@ -145,4 +158,11 @@ class Grading:
 
     def _request(self, attempt: Attempt) -> Request:
         text, _ = text_for_teacher(attempt.completion.text, self._teacher)
-        return Request(key=attempt.key, messages=self.messages_of(attempt), begun=text)
+        options = self._options
+        to_mistake = options.learn_from == "wrong" or options.method == "recover"
+        return Request(
+            key=attempt.key,
+            messages=self.messages_of(attempt),
+            begun=text,
+            stop_below=options.mistake_below if to_mistake else None,
+        )

@@ -24,6 +24,7 @@ from pipeline.shared_vocabulary import shared_vocabulary
 from pipeline.tasks.judge import Judge
 from pipeline.update import token_logprobs
 from serve.errors import CannotDo, DataError
+from serve.messages import Completion, Grade
 
 # So many texts that both sides spell differently are no chance.
 TELLING = 8
@@ -91,24 +92,32 @@ class Teaching:
         return made
 
     def _graded(self, attempts: Sequence[Attempt], options: OnPolicyOptions) -> list[Graded]:
-        with self._timed("grading", one_heap=True):
-            grades = self._grading.grades(attempts)
-        tongues = self._known_tongues(options)
+        """In the order of their keys. Where the teacher is to go on, it does from what it read."""
         graded = []
-        for attempt in sorted((a for a in attempts if a.key in grades), key=lambda a: a.key):
-            _, runs = text_for_teacher(attempt.completion.text, self._teacher)
-            prompt = self._sampler.prompt_ids(attempt.problem.question)
-            graded.append(align(attempt, prompt, grades[attempt.key], runs, tongues))
+        for group in self._grading.groups(attempts):
+            with self._timed("grading", one_heap=True):
+                grades = self._grading.grades(group)
+            found = [self._aligned(attempt, grades[attempt.key], options) for attempt in group]
+            if options.continuations or options.method == "recover":
+                failed = [g for g in found if not g.attempt.verdict.passed]
+                self._ask(self._prefixes_of(failed, options), options, group)
+            graded += found
+        graded.sort(key=lambda g: g.attempt.key)
         unspelt = sum(not g.spelt for g in graded)
         if unspelt:
             self._log.warning("%d of %d attempts cannot be aligned", unspelt, len(graded))
         self.unspelt = unspelt
         return graded
 
+    def _aligned(self, attempt: Attempt, grade: Grade, options: OnPolicyOptions) -> Graded:
+        _, runs = text_for_teacher(attempt.completion.text, self._teacher)
+        prompt = self._sampler.prompt_ids(attempt.problem.question)
+        return align(attempt, prompt, grade, runs, self._known_tongues(options))
+
     def _own_nats(
         self, graded: Sequence[Graded], options: OnPolicyOptions
     ) -> dict[str, list[float]]:
-        """The student's log probability of each answer token and of the end, before the updates.
+        """The student's log probability of each graded token, and of the end if all of them are.
 
         Asked only where a lesson needs them: of spans, or of tokens inside longer spans.
         """
@@ -118,12 +127,17 @@ class Teaching:
         found = {}
         for start in range(0, len(graded), options.batch_lessons):
             part = graded[start : start + options.batch_lessons]
-            whole = [told((*g.prompt, *g.answer, self._sampler.end), len(g.prompt)) for g in part]
-            nats = token_logprobs(self._sampler.model, batch_of(whole, self._sampler.pad)).tolist()
-            for one in part:
-                count = len(one.answer) + 1
-                found[one.attempt.key], nats = nats[:count], nats[count:]
+            told_whole = [self._as_graded(g) for g in part]
+            batch = batch_of(told_whole, self._sampler.pad)
+            nats = token_logprobs(self._sampler.model, batch).tolist()
+            for one, whole in zip(part, told_whole, strict=True):
+                found[one.attempt.key], nats = nats[: whole.places], nats[whole.places :]
         return found
+
+    def _as_graded(self, graded: Graded) -> Lesson:
+        end = () if graded.grade.stopped_at is not None else (self._sampler.end,)
+        answer = (*graded.answer[: graded.graded_tokens], *end)
+        return told((*graded.prompt, *answer), len(graded.prompt))
 
     def _prefixes(
         self, attempts: Sequence[Attempt], options: OnPolicyOptions
@@ -155,11 +169,7 @@ class Teaching:
     def _recovered(
         self, prefixes: Sequence[recover.Prefix], options: OnPolicyOptions
     ) -> list[Lesson]:
-        requests = recover.requests_of(
-            prefixes, self._grading.messages_of, options, options.max_tokens, self._seed
-        )
-        with self._timed("continuations", one_heap=True):
-            said = self._grading.continuations(requests)
+        said = self._ask(prefixes, options)
         tongues = self._known_tongues(options)
         made = [
             recover.recovered(
@@ -168,6 +178,19 @@ class Teaching:
             for prefix in prefixes
         ]
         return [lesson for lesson in made if lesson is not None]
+
+    def _ask(
+        self,
+        prefixes: Sequence[recover.Prefix],
+        options: OnPolicyOptions,
+        group: Sequence[Attempt] = (),
+    ) -> dict[str, Completion]:
+        """How the teacher goes on from prefixes, of attempts in the group that was graded last."""
+        requests = recover.requests_of(
+            prefixes, self._grading.messages_of, options, options.max_tokens, self._seed
+        )
+        with self._timed("continuations", one_heap=True):
+            return self._grading.continuations(requests, group)
 
     def _known_tongues(self, options: OnPolicyOptions) -> Tongues:
         if self._tongues is None:

@@ -31,13 +31,15 @@ class Sampling(Record):
 
 
 class Request(Record):
-    """One question to an engine. `key` names the answer; engines never interpret it.
+    """One question to an engine. `key` names the answer; engines do not interpret it, but may go on
+    from what they just graded under the same one.
 
     `opening` is how the last message begins here and in other requests with the same leading
     messages: an engine may read that once. It asks nothing by itself.
     `begun` is how the answer begins already: `generate` goes on from there and returns what
     follows, `grade` says what the model thinks of it. Without messages it is the whole prompt,
     as it stands: no chat template is rendered.
+    `stop_below`: grading may end a few tokens after one of a probability below it.
     """
 
     key: str
@@ -45,6 +47,7 @@ class Request(Record):
     sampling: Sampling = Sampling()
     opening: str = ""
     begun: str = ""
+    stop_below: float | None = None
 
 
 class Timing(Record):
@@ -92,7 +95,8 @@ class Grade(Record):
     Row t of `top_ids` and `top_logprobs_nats` holds the likeliest tokens in the place of token t,
     best first; row T those after the last one. `end_nats` is the log probability of ending there;
     `read_tokens` is what had to be read for it, without what other answers share, `text_bytes` what
-    the tokens spell: not the whole text where it could not be graded.
+    the tokens spell: not the whole text where it could not be graded. `stopped_at`: the byte where
+    grading ended, as `Request.stop_below` allows; there is no row T then, and no end.
     """
 
     scores: TokenScores
@@ -101,6 +105,7 @@ class Grade(Record):
     end_nats: float
     read_tokens: int
     text_bytes: int
+    stopped_at: int | None = None
 
     @classmethod
     def of_nothing(cls, read_tokens: int) -> Grade:

@@ -30,7 +30,7 @@ class Graded(NamedTuple):
 
     `ends` says that the attempt ended by itself, so that its end was graded too. `*_starts` are the
     bytes where tokens begin, and the end of the text. `spelt` is False where a side's tokens do not
-    spell the text byte for byte: there are no spans then.
+    spell the text byte for byte: there are no spans then. Where grading stopped, spans end there.
     """
 
     attempt: Attempt
@@ -45,6 +45,13 @@ class Graded(NamedTuple):
     @property
     def answer(self) -> tuple[int, ...]:
         return self.attempt.completion.ids
+
+    @property
+    def graded_tokens(self) -> int:
+        """The student's, from the first on."""
+        if self.grade.stopped_at is None:
+            return len(self.answer)
+        return self.spans[-1].after.student if self.spans else 0
 
     def has_word(self, span: Span) -> bool:
         """False when the student's token there is longer than the teacher's, a part of it."""
@@ -77,7 +84,8 @@ def align(
     pieces = [(tongues.pieces[i] or b"") if i < known else b"" for i in attempt.completion.ids]
     student_starts = list(accumulate((len(p) for p in pieces), initial=0))
     length = max((run.teacher + run.length for run in runs), default=0)
-    teacher_starts = [*grade.scores.byte_offsets, length]
+    read = length if grade.stopped_at is None else grade.stopped_at
+    teacher_starts = [*grade.scores.byte_offsets, read]
     spelt = b"".join(pieces) == attempt.completion.text.encode() and grade.text_bytes == length
     found = spans(student_starts, teacher_starts, runs) if spelt else []
     return Graded(
@@ -85,7 +93,7 @@ def align(
         tuple(prompt),
         grade,
         found,
-        spelt and ends_by_itself(attempt.completion),
+        spelt and grade.stopped_at is None and ends_by_itself(attempt.completion),
         tuple(student_starts),
         tuple(teacher_starts),
         spelt,

@@ -6,7 +6,9 @@ row.
 
 A completion depends on its request alone, bit for bit, so that a resumed run writes the same bytes:
 each prompt is decoded by itself, and every step decodes a fixed number of rows (idle ones padded),
-because llama.cpp's matrix kernels round differently for the last `rows % 4` rows of a batch.
+because llama.cpp's matrix kernels round differently for the last `rows % 4` rows of a batch. One
+that follows on a call of `grade` with its key goes on from what was read there, and so depends on
+the answers graded beside it too.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from serve.engines.answer import Answer, check_length, chunks
 from serve.engines.base import LogitsTV
 from serve.engines.kept_states import KeptStates
 from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
-from serve.engines.prefixes import Prompt, Prompts, by_lead
+from serve.engines.prefixes import Prompt, Prompts, by_lead, common_length
 from serve.engines.sampling import pick_token
 from serve.engines.scoring import Grader, scores_of
 from serve.errors import EngineError
@@ -36,7 +38,9 @@ from serve.messages import Chunk, Completion, Grade, Message, Request, TokenScor
 # Row counts a step may have: kernels treat rows in groups of four and sixteen.
 SMALLEST_STEP_ROWS = 4
 IDLE_TOKEN = 0
-GRADED_TOGETHER = 4
+# Of each answer that is graded, so many tokens are read before it may stop. With fewer of one
+# sequence in a pass llama.cpp takes another, slower way through attention.
+GRADED_AT_ONCE = 64
 
 
 def load(
@@ -62,6 +66,30 @@ class _Sequence:
         return self.prompt.length + len(self.answer.ids) - 1
 
 
+@dataclass(slots=True)
+class _Reading:
+    """An answer being graded in its slot: `ids` of prompt and answer, `read` of them so far."""
+
+    slot: int
+    ids: tuple[int, ...]
+    read: int
+    first_graded: int
+    grader: Grader
+
+    @property
+    def left(self) -> int:
+        return len(self.ids) - self.read
+
+    def rows(self, count: int) -> list[Row]:
+        """The next ones; those beyond the end stand for nothing."""
+        ids = (*self.ids[self.read : self.read + count], *[IDLE_TOKEN] * (count - self.left))
+        wanted = range(self.first_graded, len(self.ids))
+        return [Row(t, i, self.slot, i in wanted) for i, t in enumerate(ids, self.read)]
+
+    def is_done(self) -> bool:
+        return not self.left or self.grader.has_enough()
+
+
 class LlamaCppEngine:
     """One GGUF, `slots` conversations at a time.
 
@@ -84,6 +112,8 @@ class LlamaCppEngine:
         # Stream of each prefix that is kept, the one longest unused first.
         self._stream_by_prefix: dict[tuple[int, ...], int] = {}
         self._prompt_read: tuple[Prompt, LogitsTV] | None = None
+        # By key, what was graded last: its slot still holds it.
+        self._graded: dict[str, _Reading] = {}
         self._prompts = Prompts(self.prompt_ids)
         self._lock = threading.Lock()
         self._piece = cache(self.model.piece)
@@ -107,9 +137,11 @@ class LlamaCppEngine:
             yield from self._generate(requests)
 
     def _generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
+        active = self._go_on(requests)
+        begun = {sequence.answer.request.key for sequence in active.values()}
         # Requests with the same leading messages are neighbours, so each prefix is decoded once.
-        pending = deque(sorted(requests, key=lambda r: by_lead(r.messages)))
-        active: dict[int, _Sequence] = {}
+        others = (r for r in requests if r.key not in begun)
+        pending = deque(sorted(others, key=lambda r: by_lead(r.messages)))
         rows = self._slots
         while pending or active:
             for slot in range(self._slots):
@@ -122,15 +154,36 @@ class LlamaCppEngine:
                 self._step(active, rows)
                 yield from self._retire(active)
 
-    def _admit(self, slot: int, request: Request) -> _Sequence:
-        """Put one prompt into `slot` and draw its first token."""
+    def _go_on(self, requests: Sequence[Request]) -> dict[int, _Sequence]:
+        """Answers to requests of those keys that were graded last, each in the slot that has read
+        its beginning; by slot. What was graded is forgotten."""
+        graded, self._graded = self._graded, {}
+        active = {}
+        for request in requests:
+            one = graded.get(request.key)
+            if one is None:
+                continue
+            sequence = self._sequence_of(request)
+            ids = (*sequence.prompt.shared, *sequence.prompt.own)
+            kept = min(common_length(one.ids[: one.read], ids), len(ids) - 1)
+            if self.model.clear_sequence(one.slot, kept):
+                row = self._prefill(one.slot, ids[kept:], kept)
+                self._accept(sequence, self.model.logits(row))
+                active[one.slot] = sequence
+        return active
+
+    def _sequence_of(self, request: Request) -> _Sequence:
         prompt = self._prompts.cut(request.messages, request.opening)
         if request.begun:
             begun = self.model.tokenize(request.begun, special=False)
             prompt = prompt._replace(own=(*prompt.own, *begun))
         check_length(prompt.length, self.model.context_tokens, self.name, request)
-        sequence = _Sequence(prompt, Answer(request, prompt.length, self._decode))
-        logits_V = self._read_prompt(prompt)
+        return _Sequence(prompt, Answer(request, prompt.length, self._decode))
+
+    def _admit(self, slot: int, request: Request) -> _Sequence:
+        """Put one prompt into `slot` and draw its first token."""
+        sequence = self._sequence_of(request)
+        logits_V = self._read_prompt(sequence.prompt)
         self.model.clear_sequence(slot)
         self.model.copy_sequence(self._prompt_stream, slot)
         self._accept(sequence, logits_V)
@@ -227,6 +280,7 @@ class LlamaCppEngine:
     def stream(self, request: Request) -> Iterator[Chunk]:
         """One conversation alone, one row a step: the fastest first token, no padding."""
         with self._lock:
+            self._graded = {}
             yield from chunks(self._steps_alone(self._admit(0, request)))
 
     def _steps_alone(self, sequence: _Sequence) -> Iterator[Answer]:
@@ -244,35 +298,66 @@ class LlamaCppEngine:
         return scores_of(ids, list(ends), logits_TV)
 
     def grade(self, requests: Sequence[Request], top: int) -> list[Grade]:
-        """Several answers a call: a batch of 260 tokens reads twice as fast as one of 65."""
+        """As many answers at a time as there are slots, which then hold what was read."""
         grades: list[Grade] = []
         with self._lock:
-            for start in range(0, len(requests), GRADED_TOGETHER):
-                grades += self._grade_together(requests[start : start + GRADED_TOGETHER], top)
+            for start in range(0, len(requests), self._slots):
+                grades += self._grade_together(requests[start : start + self._slots], top)
         return grades
 
     def _grade_together(self, requests: Sequence[Request], top: int) -> list[Grade]:
-        rows: list[Row] = []
-        graders = []
-        for slot, request in enumerate(requests):
-            prompt = self._prompts.cut(request.messages, request.opening)
-            ids = self.model.tokenize(request.begun, special=False)
-            check_length(prompt.length + len(ids), self.model.context_tokens, self.name, request)
-            self._read_shared(prompt, slot)
-            own = (*prompt.own, *ids)
-            first = len(prompt.own) - 1
-            rows += [
-                Row(token, len(prompt.shared) + i, slot, i >= first) for i, token in enumerate(own)
-            ]
-            ends = list(accumulate(len(self._piece(token)) for token in ids))
-            graders.append(Grader(ids, ends, self._end_ids, top, len(own)))
-        for start in range(0, len(rows), DECODE_BATCH_TOKENS):
-            part = rows[start : start + DECODE_BATCH_TOKENS]
-            self.model.decode(part)
-            for index, row in enumerate(part):
-                if row.wants_logits:
-                    graders[row.sequence].add(self.model.logits(index))
-        return [grader.grade() for grader in graders]
+        self._graded, self._prompt_read = {}, None
+        asked = [self._reading(slot, request, top) for slot, request in enumerate(requests)]
+        before = [one.read for one in asked]
+        unread, together = asked, DECODE_BATCH_TOKENS // GRADED_AT_ONCE
+        while unread:
+            unread = sorted(unread, key=lambda one: -one.left)
+            self._close_ranks(asked, unread)
+            for start in range(0, len(unread), together):
+                self._read_some(unread[start : start + together])
+            unread = [one for one in unread if not one.is_done()]
+        self._graded = {r.key: one for r, one in zip(requests, asked, strict=True)}
+        return [
+            one.grader.grade(one.read - shared) for one, shared in zip(asked, before, strict=True)
+        ]
+
+    def _close_ranks(self, asked: Sequence[_Reading], unread: Sequence[_Reading]) -> None:
+        """Give `unread` the first slots, in that order: llama.cpp reads neighbours in one pass."""
+        in_slot, spare = {one.slot: one for one in asked}, self._prompt_stream
+        for slot, one in enumerate(unread):
+            if one.slot == slot:
+                continue
+            other, left = in_slot[slot], one.slot
+            for source, target in ((left, spare), (slot, left), (spare, slot)):
+                self.model.clear_sequence(target)
+                self.model.copy_sequence(source, target)
+            one.slot, other.slot = slot, left
+            in_slot[slot], in_slot[left] = one, other
+
+    def _read_some(self, together: Sequence[_Reading]) -> None:
+        """Equal numbers of tokens of each: llama.cpp cuts a pass where one of several ends."""
+        count = min(GRADED_AT_ONCE, max(one.left for one in together))
+        own = [count if self.model.forgets() else min(count, one.left) for one in together]
+        rows = [(o, row) for o, c in zip(together, own, strict=True) for row in o.rows(c)]
+        self.model.decode([row for _, row in rows])
+        for index, (one, row) in enumerate(rows):
+            if row.wants_logits:
+                one.grader.add(self.model.logits(index))
+        for one in together:
+            one.read += min(count, one.left)
+            self.model.clear_sequence(one.slot, one.read)
+
+    def _reading(self, slot: int, request: Request, top: int) -> _Reading:
+        """`slot` then holds what the prompt shares with others, and is to read the rest."""
+        prompt = self._prompts.cut(request.messages, request.opening)
+        ids = self.model.tokenize(request.begun, special=False)
+        check_length(prompt.length + len(ids), self.model.context_tokens, self.name, request)
+        self._read_shared(prompt, slot)
+        ends = list(accumulate(len(self._piece(token)) for token in ids))
+        own = len(prompt.own) + len(ids)
+        grader = Grader(ids, ends, self._end_ids, top, own, request.stop_below)
+        whole = (*prompt.shared, *prompt.own, *ids)
+        return _Reading(slot, whole, len(prompt.shared), prompt.length - 1, grader)
 
     def vocabulary(self) -> list[bytes | None]:
         return [self._piece(token) or None for token in range(self.model.vocabulary_size)]
@@ -283,6 +368,7 @@ class LlamaCppEngine:
                 f"{len(ids)} tokens do not fit {self.model.context_tokens} tokens ({self.name})"
             )
         with self._lock:
+            self._graded = {}
             self.model.clear_sequence(0)
             parts = []
             for start in range(0, len(ids), DECODE_BATCH_TOKENS):

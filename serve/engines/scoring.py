@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from serve.messages import Grade, TokenScores
 
 # A token further below the best than this weighs less than rounding: exp(-14) is one in a million.
 LISTED_NATS = 14.0
+# Tokens graded beyond one that is less likely than asked: a reader with other tokens may cut there.
+AFTER_STOP = 4
 
 
 def scores_of(ids: Sequence[int], ends: Sequence[int], logits_TV: LogitsTV) -> TokenScores:
@@ -37,8 +40,10 @@ class Grader:
         end_ids: Sequence[int],
         top: int,
         read_tokens: int,
+        stop_below: float | None = None,
     ) -> None:
         self._ids, self._ends, self._end_ids, self._top = list(ids), ends, list(end_ids), top
+        self._stop_nats = -math.inf if stop_below is None else math.log(stop_below)
         self._logprobs: list[float] = []
         self._top_ids: list[tuple[int, ...]] = []
         self._top_logprobs: list[tuple[float, ...]] = []
@@ -59,10 +64,17 @@ class Grader:
             ends_E = logits_V[self._end_ids].astype(np.float64) - normalizer
             self._end_nats = float(np.logaddexp.reduce(ends_E))
 
-    def grade(self) -> Grade:
+    def has_enough(self) -> bool:
+        """Whether a token was less likely than asked, and those after it are there too."""
+        return any(nats < self._stop_nats for nats in self._logprobs[:-AFTER_STOP])
+
+    def grade(self, read_tokens: int | None = None) -> Grade:
+        """`read_tokens`: where fewer were read than was said at first."""
+        count, starts = len(self._logprobs), (0, *self._ends)
+        stopped = len(self._top_ids) <= len(self._ids)
         scores = TokenScores(
-            ids=tuple(self._ids),
-            byte_offsets=(0, *self._ends[:-1]) if self._ids else (),
+            ids=tuple(self._ids[:count]),
+            byte_offsets=starts[:count],
             logprobs_nats=tuple(self._logprobs),
         )
         return Grade(
@@ -70,6 +82,7 @@ class Grader:
             top_ids=tuple(self._top_ids),
             top_logprobs_nats=tuple(self._top_logprobs),
             end_nats=self._end_nats,
-            read_tokens=self._read_tokens,
+            read_tokens=self._read_tokens if read_tokens is None else read_tokens,
             text_bytes=self._ends[-1] if self._ids else 0,
+            stopped_at=starts[count] if stopped else None,
         )

@@ -68,6 +68,28 @@ def test_rows_are_the_likeliest_tokens_and_the_end(engine):
     assert grade.end_nats == pytest.approx(np.logaddexp.reduce(logprobs_TV[-1][ends]), abs=0.5)
 
 
+def test_a_grade_may_stop_after_an_unlikely_token(engine):
+    """llama.cpp reads no further than it must; an engine that reads texts whole has all of it."""
+    text = "12 + 30 = 42\n" + "42 - 5 = 37\n" * 16
+    (whole,) = engine.grade(asked([text]), top=5)
+    early = whole.scores.logprobs_nats[:12]
+    below = math.exp(min(early)) * 1.5
+    stopping = [r.model_copy(update={"stop_below": below}) for r in asked([text, TEXTS[2]])]
+    grade, _ = engine.grade(stopping, top=5)
+    count = len(grade.scores.ids)
+    assert grade.scores.ids == whole.scores.ids[:count]
+    assert grade.scores.byte_offsets == whole.scores.byte_offsets[:count]
+    assert grade.scores.logprobs_nats == pytest.approx(whole.scores.logprobs_nats[:count], abs=0.35)
+    assert grade.text_bytes == len(text.encode())
+    if engine.name.startswith("transformers"):
+        assert (grade.stopped_at, count) == (None, len(whole.scores.ids))
+    else:
+        assert early.index(min(early)) + 4 < count <= 64 < len(whole.scores.ids)
+        assert grade.stopped_at == whole.scores.byte_offsets[count]
+        assert len(grade.top_ids) == count
+        assert grade.read_tokens < whole.read_tokens
+
+
 def test_tokens_say_their_bytes(engine):
     pieces = engine.vocabulary()
     for text in TEXTS:
@@ -87,6 +109,30 @@ def test_an_answer_goes_on_where_it_was_begun(engine):
     same = sum(a == b for a, b in zip(more.ids, whole.ids[6:], strict=False))
     assert same >= 0.7 * (len(whole.ids) - 6)
     assert more.prompt_tokens == whole.prompt_tokens + 6
+
+
+def test_an_answer_goes_on_from_what_was_graded(smoke):
+    """The same words as without, twice the same ones; a key that was not graded is read whole."""
+    path = smoke.root / "06-gguf" / "student-Q8_0.gguf"
+    greedy = Sampling(max_tokens=16)
+    going_on = [
+        Request(key=key, messages=MESSAGES, begun=begun, sampling=greedy)
+        for key, begun in (("0", "12 + 30 = 42\n42"), ("1", TEXTS[1]), ("other", "12 + 30"))
+    ]
+    with closing(load_in_child("llama.cpp", path=path, slots=4)) as engine:
+        alone = dict(engine.generate(going_on))
+        found = []
+        for _ in range(2):
+            engine.grade(asked(), top=5)
+            found.append({k: (c.ids, c.prompt_tokens) for k, c in engine.generate(going_on)})
+        after = dict(engine.generate(going_on))
+    assert found[0] == found[1]
+    assert {k: c.ids for k, c in after.items()} == {k: c.ids for k, c in alone.items()}
+    assert found[0]["other"][0] == alone["other"].ids
+    for key, (ids, prompt_tokens) in found[0].items():
+        assert prompt_tokens == alone[key].prompt_tokens
+        same = sum(a == b for a, b in zip(ids, alone[key].ids, strict=False))
+        assert same >= 0.7 * len(alone[key].ids)
 
 
 @pytest.mark.parametrize("name", ["llama.cpp", "transformers"])

@@ -51,8 +51,66 @@ def test_a_block_s_own_questions_do_not_change_where_they_are_cut(grading):
     alike, other = [attempt(p) for p in PRACTICE[:2]], [attempt(PRACTICE[2])]
     grading.grades(alike)
     grading.grades(other)
-    grading.continuations([Request(key="c", messages=grading.messages_of(alike[0]), begun="1")])
+    asked = Request(key="c", messages=grading.messages_of(alike[0]), begun="1")
+    grading.continuations([asked], other)
     assert grading.engine.openings == [["What is ", "What is "], ["What is "], ["What is "]]
+
+
+@pytest.mark.parametrize(
+    ("said", "below"),
+    [
+        ({"method": "aligned", "mistake_below": 0.2}, 0.2),
+        ({"method": "recover", "learn_from": "all"}, 0.1),
+        ({"method": "span", "learn_from": "all"}, None),
+    ],
+)
+def test_grading_may_stop_where_nothing_after_the_first_mistake_is_learnt(tmp_path, said, below):
+    with Grading(TEACHER, OnPolicyOptions(**said), PRACTICE, tmp_path) as found:
+        assert found._request(attempt(PRACTICE[0])).stop_below == below
+
+
+class Reader(Recorder):
+    """Says what it is asked for, and goes on from what it read."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def grade(self, requests, top):
+        self.calls.append(["read", *(r.key for r in requests)])
+        return super().grade(requests, top)
+
+    def generate(self, requests):
+        self.calls.append(["go on", *(r.key for r in requests)])
+        return super().generate(requests)
+
+
+def test_llama_cpp_reads_a_group_again_where_only_the_grades_outlived_a_kill(tmp_path):
+    teacher = TEACHER.model_copy(update={"engine": "llama.cpp"})
+    options = OnPolicyOptions(method="aligned", continuations=True)
+    group = [attempt(p) for p in PRACTICE]
+    keys = [a.key for a in group]
+
+    def opened():
+        found = Grading(teacher, options, PRACTICE, tmp_path)
+        found._engine = Reader()
+        return found
+
+    def begun(grading, attempts):
+        return [Request(key=a.key, messages=grading.messages_of(a), begun="1") for a in attempts]
+
+    with opened() as first:
+        grades = first.grades(group)
+        first.continuations(begun(first, group[:1]), group)
+        assert first.engine.calls == [["read", *keys], ["go on", keys[0]]]
+    with opened() as again:
+        assert again.grades(group) == grades
+        assert again.engine.calls == []
+        again.continuations(begun(again, group), group)
+        assert again.engine.calls == [["read", *keys], ["go on", *keys[1:]]]
+        assert again.tokens == 3 + 3
+        again.continuations(begun(again, group), group)
+        assert len(again.engine.calls) == 2
 
 
 def test_what_a_killed_practice_was_told_is_read_from_its_logs(grading, tmp_path):

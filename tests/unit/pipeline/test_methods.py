@@ -121,6 +121,38 @@ def test_a_wrong_attempt_teaches_up_to_its_first_mistake():
     assert mistake.shares == pytest.approx((0.8, 0.02 + math.exp(-4.0)))
 
 
+@pytest.mark.parametrize(("read", "at"), [(6, 7), (5, 6)])
+def test_a_grade_that_stopped_after_the_mistake_teaches_the_same(read, at):
+    nats = [-0.1, -0.1, -0.1, -0.1, -4.0, -0.1, -0.1, -0.1]
+    whole = graded(LINE, TOKENS, nats)
+    scores = whole.grade.scores
+    cut = TokenScores(
+        ids=scores.ids[:read],
+        byte_offsets=scores.byte_offsets[:read],
+        logprobs_nats=scores.logprobs_nats[:read],
+    )
+    grade = whole.grade.model_copy(
+        update={"scores": cut, "top_ids": whole.grade.top_ids[:read], "stopped_at": at}
+    )
+    plain, runs = teacher_form(LINE)
+    assert plain.encode()[:at] == "".join(TOKENS[:read]).encode()
+    one = align(whole.attempt, (50, 51), grade, runs, TONGUES)
+    options = OnPolicyOptions(method="aligned", beta=0.0)
+    own = [-0.5] * one.graded_tokens
+    assert (whole.graded_tokens, one.graded_tokens) == (len(whole.answer), 2 + at)
+    assert (one.spelt, one.ends) == (True, False)
+    assert aligned.lesson_of(one, options, TONGUES, own) == aligned.lesson_of(
+        whole, options, TONGUES, [*own, *[-0.5] * 9]
+    )
+    (first,) = span.lessons([one], options, TONGUES, {"k": own})
+    assert [first] == span.lessons([whole], options, TONGUES, {"k": [*own, *[-0.5] * 9]})
+    recovering = OnPolicyOptions(method="recover")
+    assert (
+        recover.prefix_of(one, plain, recovering)[1:]
+        == recover.prefix_of(whole, plain, recovering)[1:]
+    )
+
+
 def test_a_right_way_is_taught_to_its_end_and_the_tags_are_left_alone():
     one = graded(LINE, TOKENS, [-0.1] * 8)
     options = OnPolicyOptions(method="aligned", learn_from="all", beta=0.0)

@@ -15,12 +15,24 @@ from serve.messages import Sampling
 
 
 class Block:
-    """Prompts padded on the left, with the cache of what was read."""
+    """Prompts padded on the left, with the cache of what was read.
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad: int) -> None:
+    `cache` holds the first `read` ids of every prompt, if they all begin alike.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        pad: int,
+        cache: Any = None,
+        read: int = 0,
+    ) -> None:
         self._model = model
-        self._ids_BT, self._mask_BT = map(self._row, left_padded(prompts, pad))
-        self._cache = DynamicCache(config=model.config)
+        rests = [prompt[read:] for prompt in prompts]
+        self._ids_BT, own_BT = map(self._row, left_padded(rests, pad))
+        self._mask_BT = functional.pad(own_BT, (read, 0), value=1)
+        self._cache = DynamicCache(config=model.config) if cache is None else cache
 
     def _row(self, values: Sequence[Any]) -> torch.Tensor:
         return torch.tensor(values, device=self._model.device)

@@ -9,6 +9,29 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from serve.engines.prefixes import common_length
+
+# A shorter beginning is not worth a reading of its own.
+SHORTEST = 8
+
+
+def beginning_of(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """What all of several prompts begin with, an id of each left over; nothing if that is short."""
+    if len(prompts) < 2:
+        return ()
+    first = prompts[0][: min(map(len, prompts)) - 1]
+    length = min(common_length(first, prompt) for prompt in prompts)
+    return tuple(first[:length]) if length >= SHORTEST else ()
+
+
+def may_pad_after(model: Any) -> bool:
+    """Whether a prefix may be followed by padding: not where layers look back a number of places,
+    or keep one state of all they read."""
+    config = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    return kinds == {"full_attention"} if kinds else window is None
+
 
 class SharedPrefix:
     """The newest `kept` prefixes a torch model has read; `model` may be trained between calls."""
@@ -19,6 +42,7 @@ class SharedPrefix:
         self._version = -1
         self._caches: dict[tuple[int, ...], Any] = {}
 
+    @torch.inference_mode()
     def copies(self, ids: Sequence[int], rows: int) -> Any:
         """A cache that `rows` rows go on from, each after `ids`; empty for no ids."""
         version = self._model.get_input_embeddings().weight._version

@@ -22,7 +22,7 @@ from serve.engines.checkpoint_tokenizer import CheckpointTokenizer
 from serve.engines.decoding import Block
 from serve.engines.packed_linear import pack
 from serve.engines.prefixes import Prompts
-from serve.engines.shared_prefix import SharedPrefix
+from serve.engines.shared_prefix import SharedPrefix, beginning_of, may_pad_after
 from serve.engines.stepping import Rows
 from serve.engines.stopping import token_ids
 from serve.errors import EngineError
@@ -114,7 +114,12 @@ class TransformersEngine(BlockEngine):
         return self._text.vocabulary
 
     def _rows(self, prompts: Sequence[list[int]], answer_tokens: int) -> Rows:
-        return Block(self.model, prompts, self._pad)
+        """What they begin with is read once for all: the system turn, worked examples."""
+        shared = beginning_of(prompts) if may_pad_after(self.model) else ()
+        if not shared:
+            return Block(self.model, prompts, self._pad)
+        cache = self._prefix.copies(shared, len(prompts))
+        return Block(self.model, prompts, self._pad, cache, len(shared))
 
     def _room(self, tokens: int) -> int:
         """By the GPU's size, not by what is free: a resumed run answers in the same blocks."""

@@ -2,9 +2,18 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from serve.engines.shared_prefix import SharedPrefix
+from serve.engines.decoding import Block
+from serve.engines.shared_prefix import SHORTEST, SharedPrefix, beginning_of, may_pad_after
+from serve.messages import Sampling
 
 PREFIX, REST = (5, 9, 2, 7), ((1, 2, 3), (4, 4, 4))
 
@@ -37,6 +46,43 @@ def test_rows_go_on_from_the_prefix_again_and_again(model):
     prefix = SharedPrefix(model)
     for ids in (PREFIX, PREFIX, PREFIX[:2], (), PREFIX):
         torch.testing.assert_close(after(model, prefix, ids), whole(model, ids))
+
+
+def answers_of(block, count, steps):
+    """Greedy ids of each row, and the logits before the last ones."""
+    written = []
+    for position in range(steps):
+        drawn = block.draw([Sampling()] * count, position)
+        written.append(drawn)
+        block.append(drawn)
+    return torch.tensor(written).T.tolist(), block._logits()
+
+
+def test_a_block_that_begins_alike_answers_as_one_that_reads_all(model):
+    prompts = [(*PREFIX, 1), (*PREFIX, 3, 8, 11), (*PREFIX, 3, 9)]
+    cache = SharedPrefix(model).copies(PREFIX, len(prompts))
+    shared = answers_of(Block(model, prompts, 0, cache, len(PREFIX)), 3, 5)
+    apart = answers_of(Block(model, prompts, 0), 3, 5)
+    assert shared[0] == apart[0]
+    torch.testing.assert_close(shared[1], apart[1], rtol=1e-4, atol=1e-5)
+
+
+def test_prompts_begin_with_what_they_share_and_each_keeps_an_id():
+    long = tuple(range(SHORTEST + 3))
+    assert beginning_of([(*long, 1), (*long, 2, 3)]) == long
+    assert beginning_of([long, long]) == long[:-1]
+    assert beginning_of([(*long[: SHORTEST - 1], 31), (*long[: SHORTEST - 1], 30)]) == ()
+    assert beginning_of([long]) == beginning_of([]) == ()
+
+
+def test_padding_stands_after_a_prefix_only_where_layers_look_at_everything(model):
+    tiny = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    windows = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    assert may_pad_after(model)
+    assert may_pad_after(Qwen3ForCausalLM(Qwen3Config(**tiny, **heads)))
+    assert not may_pad_after(Qwen3ForCausalLM(Qwen3Config(**tiny, **heads, **windows)))
+    assert not may_pad_after(MistralForCausalLM(MistralConfig(**tiny, **heads, sliding_window=4)))
 
 
 def test_a_prefix_is_read_once(model):

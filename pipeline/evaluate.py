@@ -32,7 +32,7 @@ from pipeline.tasks.judge import Judge
 from pipeline.teacher import open_teacher, teacher_identity
 from serve.messages import Message
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 LIBRARIES = (
     "llama-cpp-python",
     "onnxruntime",

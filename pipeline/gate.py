@@ -39,7 +39,7 @@ from quant.stats import alpha_per_look
 from serve.catalogue import REGRESSION_CASES
 from serve.engines import load_engine
 
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 LIBRARIES = (
     "llama-cpp-python",
     "onnxruntime",

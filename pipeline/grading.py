@@ -21,7 +21,7 @@ from serve.engines.base import Engine
 from serve.messages import Completion, Grade, Message, Record, Request
 
 # Graded in one call: what is graded together agrees to the last bit only if asked together again.
-# vLLM fills a GPU with many texts; llama.cpp has as many slots, from which it then goes on.
+# vLLM fills a GPU with many texts; llama.cpp goes on from as many as it has slots for.
 GROUP, VLLM_GROUP = 32, 64
 GRADING_SLOTS = 8
 # Problems of one family share a prompt's beginning; every block has some of each.
@@ -97,8 +97,8 @@ class Grading:
             slots = self._teacher.slots if many else GRADING_SLOTS
             share = self._teacher.practice_memory_share
             teacher = self._teacher.model_copy(update={"slots": slots, "memory_share": share})
-            families = len({example.family for example in teacher.examples})
-            self._engine = open_teacher(teacher, prefixes=min(MOST_PREFIXES, max(1, families)))
+            prefixes = min(MOST_PREFIXES, max(1, len(self._openings)))
+            self._engine = open_teacher(teacher, prefixes=prefixes)
         return self._engine
 
     def messages_of(self, attempt: Attempt) -> tuple[Message, ...]:
@@ -114,7 +114,7 @@ class Grading:
         Attempts at one family's problems are neighbours: their prompts begin alike.
         """
         ordered = sorted(attempts, key=lambda a: (a.problem.family, a.key))
-        asked = [attempt for attempt in ordered if self._request(attempt).begun]
+        asked = [a for a in ordered if text_for_teacher(a.completion.text, self._teacher)[0]]
         size = VLLM_GROUP if self._teacher.engine == "vllm" else GROUP
         return [asked[start : start + size] for start in range(0, len(asked), size)]
 

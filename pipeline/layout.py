@@ -71,9 +71,10 @@ def layout_of(ids_BT: torch.Tensor, real_BT: torch.Tensor) -> Layout:
     real = torch.tensor([token for row in rows for token in row], dtype=torch.long)
     counts = torch.bincount(real, minlength=len(ids))
     shared = (counts > 1).nonzero()[:, 0]
+    place_of_shared = {token: place for place, token in enumerate(shared.tolist())}
     order = sorted(range(len(rows)), key=lambda row: lengths[row])
     parts = tuple(
-        _part([rows[row] for row in chosen], chosen, first_row, shared)
+        _part([rows[row] for row in chosen], chosen, first_row, place_of_shared)
         for start in range(0, len(order), PART_ROWS)
         if rows[(chosen := order[start : start + PART_ROWS])[-1]]
     )
@@ -82,11 +83,14 @@ def layout_of(ids_BT: torch.Tensor, real_BT: torch.Tensor) -> Layout:
 
 
 def _part(
-    rows: Sequence[list[int]], numbers: Sequence[int], first_row: list[int], shared: torch.Tensor
+    rows: Sequence[list[int]],
+    numbers: Sequence[int],
+    first_row: list[int],
+    place_of_shared: dict[int, int],
 ) -> Part:
-    """`numbers` of the rows in the batch; `first_row`: the one where each token stands first."""
+    """`numbers` of the rows in the batch; `first_row`: the one where each token stands first;
+    `place_of_shared`: of each shared token among these."""
     width = -(-max(map(len, rows)) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-    place_of_shared = {token: place for place, token in enumerate(shared.tolist())}
     sources: list[int] = []
     firsts: list[tuple[int, int]] = []
     copies: list[tuple[int, int]] = []

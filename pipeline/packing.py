@@ -28,8 +28,12 @@ def packs(model: Any) -> bool:
     """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    steady = not getattr(config, "attention_dropout", 0.0)
-    return bool(model._supports_attention_backend) and set(kinds) == {"full_attention"} and steady
+    dropped = (getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop"))
+    return (
+        bool(model._supports_attention_backend)
+        and set(kinds) == {"full_attention"}
+        and not any(dropped)
+    )
 
 
 def causal_mask(width: int, dtype: torch.dtype) -> torch.Tensor:
@@ -72,8 +76,8 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]
         layout: Layout,
         scores: _Scores,
     ) -> torch.Tensor:
-        ctx.save_for_backward(query, key, value, mask_TT)
-        ctx.layout, ctx.scores = layout, scores
+        ctx.save_for_backward(query, key, value)
+        ctx.mask_TT, ctx.layout, ctx.scores = mask_TT, layout, scores
         out = torch.zeros_like(query)
         for part in layout.parts:
             sides = [_placed(rows, part, key.shape[1]) for rows in (query, key, value)]
@@ -84,8 +88,8 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, mask_TT = ctx.saved_tensors
-        layout, scores, groups = ctx.layout, ctx.scores, key.shape[1]
+        query, key, value = ctx.saved_tensors
+        mask_TT, layout, scores, groups = ctx.mask_TT, ctx.layout, ctx.scores, key.shape[1]
         gradients = [torch.zeros_like(rows) for rows in (query, key, value)]
         # In float32: a system turn stands in every row, and bfloat16 would round each sum.
         sums = key.new_zeros(2, len(layout.shared), *key.shape[1:], dtype=torch.float32)

@@ -27,7 +27,7 @@ from pipeline.training_options import Packed
 from serve.errors import DataError
 from serve.models import artifact_sha256, file_sha256
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 CHECKPOINTS = "checkpoints"
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 

@@ -98,9 +98,12 @@ class Teaching:
             with self._timed("grading", one_heap=True):
                 grades = self._grading.grades(group)
             found = [self._aligned(attempt, grades[attempt.key], options) for attempt in group]
-            if options.continuations or options.method == "recover":
+            if self._goes_on_at_once(options):
                 failed = [g for g in found if not g.attempt.verdict.passed]
-                self._ask(self._prefixes_of(failed, options), options, group)
+                prefixes = self._prefixes_of(failed, options)
+                if options.method == "recover":
+                    prefixes += self._middles([g.attempt for g in found if not g.spelt])
+                self._ask(prefixes, options, group)
             graded += found
         graded.sort(key=lambda g: g.attempt.key)
         unspelt = sum(not g.spelt for g in graded)
@@ -108,6 +111,11 @@ class Teaching:
             self._log.warning("%d of %d attempts cannot be aligned", unspelt, len(graded))
         self.unspelt = unspelt
         return graded
+
+    def _goes_on_at_once(self, options: OnPolicyOptions) -> bool:
+        """llama.cpp still holds what it read; others answer more of a block at a time later."""
+        asked = options.continuations or options.method == "recover"
+        return asked and self._teacher.engine == "llama.cpp"
 
     def _aligned(self, attempt: Attempt, grade: Grade, options: OnPolicyOptions) -> Graded:
         _, runs = text_for_teacher(attempt.completion.text, self._teacher)

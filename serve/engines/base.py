@@ -17,8 +17,9 @@ class Engine(Protocol):
     """One loaded model.
 
     `batch_invariant` says that a completion depends on its own request alone, bit for bit, whatever
-    else is answered at the same time; `block` is how many requests are answered together otherwise.
-    A server, and vLLM, choose the company of a request by themselves: their answers come one by one
+    else is answered at the same time (one that goes on from what was graded under its key depends
+    on what was graded beside it); `block` is how many requests are answered together otherwise. A
+    server, and vLLM, choose the company of a request by themselves: their answers come one by one
     as if they were invariant, and one that is drawn again may differ.
     """
 

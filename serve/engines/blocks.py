@@ -87,10 +87,10 @@ class BlockEngine(ABC):
 
     def _grade_one(self, request: Request, top: int) -> Grade:
         prompt, ids = self.prompt_ids(request.messages), self._encode(request.begun)
-        grader = Grader(ids, self._byte_ends(ids), self.end_ids(), top, len(prompt) + len(ids))
+        grader = Grader(ids, self._byte_ends(ids), self.end_ids(), top)
         for logits_V in self.logits([*prompt, *ids])[len(prompt) - 1 :]:
             grader.add(logits_V)
-        return grader.grade()
+        return grader.grade(len(prompt) + len(ids))
 
     def vocabulary(self) -> list[bytes | None]:
         raise CannotDo(f"{self.name} does not say what its tokens are")

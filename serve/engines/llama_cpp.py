@@ -38,8 +38,8 @@ from serve.messages import Chunk, Completion, Grade, Message, Request, TokenScor
 # Row counts a step may have: kernels treat rows in groups of four and sixteen.
 SMALLEST_STEP_ROWS = 4
 IDLE_TOKEN = 0
-# Of each answer that is graded, so many tokens are read before it may stop. With fewer of one
-# sequence in a pass llama.cpp takes another, slower way through attention.
+# Of each prompt and answer that are graded, so many tokens are read before grading may stop. With
+# fewer of one sequence in a pass llama.cpp takes another, slower way through attention.
 GRADED_AT_ONCE = 64
 
 
@@ -70,11 +70,11 @@ class _Sequence:
 class _Reading:
     """An answer being graded in its slot: `ids` of prompt and answer, `read` of them so far."""
 
-    slot: int
+    prompt: Prompt
     ids: tuple[int, ...]
     read: int
-    first_graded: int
     grader: Grader
+    slot: int = -1
 
     @property
     def left(self) -> int:
@@ -83,7 +83,7 @@ class _Reading:
     def rows(self, count: int) -> list[Row]:
         """The next ones; those beyond the end stand for nothing."""
         ids = (*self.ids[self.read : self.read + count], *[IDLE_TOKEN] * (count - self.left))
-        wanted = range(self.first_graded, len(self.ids))
+        wanted = range(self.prompt.length - 1, len(self.ids))
         return [Row(t, i, self.slot, i in wanted) for i, t in enumerate(ids, self.read)]
 
     def is_done(self) -> bool:
@@ -138,9 +138,9 @@ class LlamaCppEngine:
 
     def _generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
         active = self._go_on(requests)
-        begun = {sequence.answer.request.key for sequence in active.values()}
+        begun = [id(sequence.answer.request) for sequence in active.values()]
         # Requests with the same leading messages are neighbours, so each prefix is decoded once.
-        others = (r for r in requests if r.key not in begun)
+        others = (r for r in requests if id(r) not in begun)
         pending = deque(sorted(others, key=lambda r: by_lead(r.messages)))
         rows = self._slots
         while pending or active:
@@ -160,7 +160,7 @@ class LlamaCppEngine:
         graded, self._graded = self._graded, {}
         active = {}
         for request in requests:
-            one = graded.get(request.key)
+            one = graded.pop(request.key, None)
             if one is None:
                 continue
             sequence = self._sequence_of(request)
@@ -210,7 +210,7 @@ class LlamaCppEngine:
         stream = self._stream_by_prefix.pop(shared, None)
         if stream is None:
             free = set(self._prefix_streams) - set(self._stream_by_prefix.values())
-            stream = min(free) if free else self._stream_by_prefix.pop(self._longest_unused())
+            stream = min(free) if free else self._evicted()
             self.model.clear_sequence(stream)
             if not self._kept_states.restore(shared, stream):
                 started_s = time.monotonic()
@@ -219,8 +219,16 @@ class LlamaCppEngine:
         self._stream_by_prefix[shared] = stream
         return stream
 
-    def _longest_unused(self) -> tuple[int, ...]:
-        return next(iter(self._stream_by_prefix))
+    def _evicted(self) -> int:
+        """The stream of the prefix longest unused, empty.
+
+        llama.cpp copies sequences at the next decoding. What was copied from this one must not be
+        what is restored into it before that.
+        """
+        stream = self._stream_by_prefix.pop(next(iter(self._stream_by_prefix)))
+        self.model.clear_sequence(stream)
+        self.model.decode([Row(IDLE_TOKEN, 0, stream, False)])
+        return stream
 
     def _prefill(self, slot: int, ids: Sequence[int], first_position: int) -> int:
         """Decode `ids` into `slot`; returns the row whose logits follow the last id."""
@@ -307,11 +315,16 @@ class LlamaCppEngine:
 
     def _grade_together(self, requests: Sequence[Request], top: int) -> list[Grade]:
         self._graded, self._prompt_read = {}, None
-        asked = [self._reading(slot, request, top) for slot, request in enumerate(requests)]
+        asked = [self._reading(request, top) for request in requests]
         before = [one.read for one in asked]
-        unread, together = asked, DECODE_BATCH_TOKENS // GRADED_AT_ONCE
+        unread, together = (
+            sorted(asked, key=lambda one: -one.left),
+            DECODE_BATCH_TOKENS // GRADED_AT_ONCE,
+        )
+        for slot, one in enumerate(unread):
+            one.slot = slot
+            self._read_shared(one.prompt, slot)
         while unread:
-            unread = sorted(unread, key=lambda one: -one.left)
             self._close_ranks(asked, unread)
             for start in range(0, len(unread), together):
                 self._read_some(unread[start : start + together])
@@ -337,7 +350,8 @@ class LlamaCppEngine:
     def _read_some(self, together: Sequence[_Reading]) -> None:
         """Equal numbers of tokens of each: llama.cpp cuts a pass where one of several ends."""
         count = min(GRADED_AT_ONCE, max(one.left for one in together))
-        own = [count if self.model.forgets() else min(count, one.left) for one in together]
+        room = self.model.context_tokens if self.model.forgets() else 0
+        own = [min(count, max(one.left, room - one.read)) for one in together]
         rows = [(o, row) for o, c in zip(together, own, strict=True) for row in o.rows(c)]
         self.model.decode([row for _, row in rows])
         for index, (one, row) in enumerate(rows):
@@ -347,17 +361,14 @@ class LlamaCppEngine:
             one.read += min(count, one.left)
             self.model.clear_sequence(one.slot, one.read)
 
-    def _reading(self, slot: int, request: Request, top: int) -> _Reading:
-        """`slot` then holds what the prompt shares with others, and is to read the rest."""
+    def _reading(self, request: Request, top: int) -> _Reading:
         prompt = self._prompts.cut(request.messages, request.opening)
         ids = self.model.tokenize(request.begun, special=False)
         check_length(prompt.length + len(ids), self.model.context_tokens, self.name, request)
-        self._read_shared(prompt, slot)
         ends = list(accumulate(len(self._piece(token)) for token in ids))
-        own = len(prompt.own) + len(ids)
-        grader = Grader(ids, ends, self._end_ids, top, own, request.stop_below)
+        grader = Grader(ids, ends, self._end_ids, top, request.stop_below)
         whole = (*prompt.shared, *prompt.own, *ids)
-        return _Reading(slot, whole, len(prompt.shared), prompt.length - 1, grader)
+        return _Reading(prompt, whole, len(prompt.shared), grader)
 
     def vocabulary(self) -> list[bytes | None]:
         return [self._piece(token) or None for token in range(self.model.vocabulary_size)]

@@ -13,8 +13,9 @@ from serve.messages import Grade, TokenScores
 
 # A token further below the best than this weighs less than rounding: exp(-14) is one in a million.
 LISTED_NATS = 14.0
-# Tokens graded beyond one that is less likely than asked: a reader with other tokens may cut there.
-AFTER_STOP = 4
+# Tokens graded beyond one that is less likely than asked: a reader with other tokens cuts the text
+# elsewhere, and the piece with the unlikely one has to be whole.
+AFTER_STOP = 16
 
 
 def scores_of(ids: Sequence[int], ends: Sequence[int], logits_TV: LogitsTV) -> TokenScores:
@@ -39,7 +40,6 @@ class Grader:
         ends: Sequence[int],
         end_ids: Sequence[int],
         top: int,
-        read_tokens: int,
         stop_below: float | None = None,
     ) -> None:
         self._ids, self._ends, self._end_ids, self._top = list(ids), ends, list(end_ids), top
@@ -47,7 +47,7 @@ class Grader:
         self._logprobs: list[float] = []
         self._top_ids: list[tuple[int, ...]] = []
         self._top_logprobs: list[tuple[float, ...]] = []
-        self._end_nats, self._read_tokens = 0.0, read_tokens
+        self._end_nats = 0.0
 
     def add(self, logits_V: npt.NDArray[np.float32]) -> None:
         """The logits before the next token; after the last one, those that follow the text."""
@@ -68,8 +68,7 @@ class Grader:
         """Whether a token was less likely than asked, and those after it are there too."""
         return any(nats < self._stop_nats for nats in self._logprobs[:-AFTER_STOP])
 
-    def grade(self, read_tokens: int | None = None) -> Grade:
-        """`read_tokens`: where fewer were read than was said at first."""
+    def grade(self, read_tokens: int) -> Grade:
         count, starts = len(self._logprobs), (0, *self._ends)
         stopped = len(self._top_ids) <= len(self._ids)
         scores = TokenScores(
@@ -82,7 +81,7 @@ class Grader:
             top_ids=tuple(self._top_ids),
             top_logprobs_nats=tuple(self._top_logprobs),
             end_nats=self._end_nats,
-            read_tokens=self._read_tokens if read_tokens is None else read_tokens,
+            read_tokens=read_tokens,
             text_bytes=self._ends[-1] if self._ids else 0,
             stopped_at=starts[count] if stopped else None,
         )

@@ -6,8 +6,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from serve.engines import load_engine
+from serve.engines import kept_states, load_engine
 from serve.engines.child import load_in_child
+from serve.engines.scoring import AFTER_STOP
 from serve.messages import Message, Request, Sampling
 
 MESSAGES = (
@@ -84,7 +85,7 @@ def test_a_grade_may_stop_after_an_unlikely_token(engine):
     if engine.name.startswith("transformers"):
         assert (grade.stopped_at, count) == (None, len(whole.scores.ids))
     else:
-        assert early.index(min(early)) + 4 < count <= 64 < len(whole.scores.ids)
+        assert early.index(min(early)) + AFTER_STOP < count <= 64 < len(whole.scores.ids)
         assert grade.stopped_at == whole.scores.byte_offsets[count]
         assert len(grade.top_ids) == count
         assert grade.read_tokens < whole.read_tokens
@@ -133,6 +134,46 @@ def test_an_answer_goes_on_from_what_was_graded(smoke):
         assert prompt_tokens == alone[key].prompt_tokens
         same = sum(a == b for a, b in zip(ids, alone[key].ids, strict=False))
         assert same >= 0.7 * len(alone[key].ids)
+
+
+def test_more_kinds_of_prompts_than_prefixes_are_kept(smoke, monkeypatch, tmp_path):
+    """Each is graded after its own prefix, also where that comes from the disk into the place of
+    one that others of the same call begin with."""
+    monkeypatch.setenv("RETORT_CACHE", str(tmp_path))
+    monkeypatch.setattr(kept_states, "WORTH_S", 0.0)
+    path = smoke.root / "06-gguf" / "student-Q8_0.gguf"
+    leads = [
+        Message(role="system", content=f"{word} " * 20) for word in ("Think", "Answer", "Sing")
+    ]
+    requests = [
+        Request(key=str(i), messages=(leads[i % 3], MESSAGES[-1]), begun=TEXTS[0]) for i in range(6)
+    ]
+    with closing(load_engine("llama.cpp", path=path, slots=8, prefixes=3)) as engine:
+        wanted = engine.grade(requests, top=5)
+    with closing(load_engine("llama.cpp", path=path, slots=8, prefixes=1)) as engine:
+        for found in (engine.grade(requests, top=5), engine.grade(requests, top=5)):
+            assert [g.scores for g in found] == [g.scores for g in wanted]
+    assert wanted[0].scores != wanted[1].scores != wanted[2].scores
+
+
+def test_an_answer_at_the_end_of_the_context_is_graded_beside_a_longer_one(smoke):
+    path = smoke.root / "06-gguf" / "student-Q8_0.gguf"
+    with closing(load_engine("llama.cpp", path=path, slots=4, context_tokens=256)) as engine:
+        each = len(engine.score(MESSAGES, " 12" * 10).ids) // 10
+        words = (225 - len(engine.prompt_ids(MESSAGES))) // each
+        lead = Message(role="system", content=" 12" * words)
+        crowded = (lead, MESSAGES[-1])
+        room = 255 - len(engine.prompt_ids(crowded))
+        texts = [" 12" * (room // each), " 12" * (160 // each)]
+        requests = [
+            Request(key=text, messages=messages, begun=text)
+            for messages, text in zip((crowded, MESSAGES), texts, strict=True)
+        ]
+        for request, grade in zip(requests, engine.grade(requests, 5), strict=True):
+            score = engine.score(request.messages, request.begun)
+            assert grade.scores.ids == score.ids
+            assert len(grade.top_ids) == len(score.ids) + 1
+        assert room - 4 < len(engine.score(crowded, texts[0]).ids) < 64
 
 
 @pytest.mark.parametrize("name", ["llama.cpp", "transformers"])

@@ -154,10 +154,11 @@ def test_a_skipped_update_leaves_the_weights(monkeypatch):
     assert not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_layers_that_are_computed_again_give_the_same_gradients():
+@pytest.mark.parametrize("packed", [False, True])
+def test_layers_that_are_computed_again_give_the_same_gradients(packed):
     gradients = []
     for again in (False, True):
-        model = tiny(packed=False).train()
+        model = tiny(packed).train()
         if again:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         backward(model, batch_of(LESSONS, 0), 0.2, Workspace())

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from serve.engines.scoring import AFTER_STOP, Grader
+from serve.engines import scoring
+from serve.engines.scoring import Grader
 
 # Ten tokens of two bytes; the model gives each 0.5, but the third 0.05.
 IDS, VOCABULARY, END = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1], 12, 11
@@ -18,7 +19,7 @@ def row(token: int, chance: float) -> np.ndarray:
 
 
 def graded(stop_below: float | None, rows: int):
-    grader = Grader(IDS, [2 * i + 2 for i in range(len(IDS))], [END], 2, 17, stop_below)
+    grader = Grader(IDS, [2 * i + 2 for i in range(len(IDS))], [END], 2, stop_below)
     enough = []
     for token, chance in [*zip(IDS, CHANCES, strict=True), (END, 0.25)][:rows]:
         grader.add(row(token, chance))
@@ -26,9 +27,14 @@ def graded(stop_below: float | None, rows: int):
     return grader, enough
 
 
+@pytest.fixture(autouse=True)
+def four_tokens_after_the_unlikely_one(monkeypatch):
+    monkeypatch.setattr(scoring, "AFTER_STOP", 4)
+
+
 def test_a_whole_grade_has_every_token_and_the_end():
     grader, enough = graded(None, 11)
-    grade = grader.grade()
+    grade = grader.grade(17)
     assert not any(enough)
     assert grade.scores.ids == tuple(IDS)
     assert grade.scores.byte_offsets == (0, 2, 4, 6, 8, 10, 12, 14, 16, 18)
@@ -39,7 +45,6 @@ def test_a_whole_grade_has_every_token_and_the_end():
 
 
 def test_grading_may_end_some_tokens_after_one_that_is_too_unlikely():
-    assert AFTER_STOP == 4
     _, enough = graded(0.1, 8)
     assert enough == [False] * 6 + [True] * 2
     assert not any(graded(0.01, 11)[1])
@@ -55,5 +60,5 @@ def test_a_grade_that_ended_early_says_where():
 
 
 def test_every_row_but_the_last_is_early_and_the_last_is_whole():
-    assert graded(0.1, 10)[0].grade().stopped_at == 20
-    assert graded(0.1, 11)[0].grade().stopped_at is None
+    assert graded(0.1, 10)[0].grade(17).stopped_at == 20
+    assert graded(0.1, 11)[0].grade(17).stopped_at is None

@@ -145,6 +145,28 @@ def test_a_teacher_killed_and_started_again_changes_nothing(
     assert again["teacher_tokens"] == finished[1]["teacher_tokens"]
 
 
+def test_a_teacher_killed_after_it_graded_goes_on_with_the_same_words(
+    inputs, tmp_path, monkeypatch
+):
+    """It goes on from what it read when it graded, and what it read is gone."""
+    told = {"blocks": 1, "continuations": True}
+    whole = practise(inputs, tmp_path / "whole", **told)
+    original = Grading.continuations
+
+    def dying(self, requests, group=()):
+        assert len(requests) > 0
+        self.engine._child.kill()
+        return original(self, requests, group)
+
+    monkeypatch.setattr(Grading, "continuations", dying)
+    with pytest.raises(EngineError, match="ended with signal SIGKILL"):
+        practise(inputs, tmp_path / "out", **told)
+    monkeypatch.undo()
+    again = practise(inputs, tmp_path / "out", **told)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+    assert again["teacher_tokens"] == whole["teacher_tokens"]
+
+
 def test_going_on_from_a_state_on_disk_changes_nothing(inputs, finished, tmp_path, monkeypatch):
     original = Refiner._attempts
 

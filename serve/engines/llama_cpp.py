@@ -317,10 +317,8 @@ class LlamaCppEngine:
         self._graded, self._prompt_read = {}, None
         asked = [self._reading(request, top) for request in requests]
         before = [one.read for one in asked]
-        unread, together = (
-            sorted(asked, key=lambda one: -one.left),
-            DECODE_BATCH_TOKENS // GRADED_AT_ONCE,
-        )
+        unread = sorted(asked, key=lambda one: -one.left)
+        together = DECODE_BATCH_TOKENS // GRADED_AT_ONCE
         for slot, one in enumerate(unread):
             one.slot = slot
             self._read_shared(one.prompt, slot)

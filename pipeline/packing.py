@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from pipeline.layout import Layout, Part, layout_of
-from serve.engines.attention import grouped_attention
+from serve.engines.attention import attends_to_everything, grouped_attention
 
 PACKED = "retort_packed"
 
@@ -27,13 +27,8 @@ def packs(model: Any) -> bool:
     of attention that are dropped at random would be others on the way back.
     """
     config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
     dropped = (getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop"))
-    return (
-        bool(model._supports_attention_backend)
-        and set(kinds) == {"full_attention"}
-        and not any(dropped)
-    )
+    return attends_to_everything(model) and not any(dropped)
 
 
 def causal_mask(width: int, dtype: torch.dtype) -> torch.Tensor:

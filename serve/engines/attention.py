@@ -16,6 +16,18 @@ from transformers.masking_utils import eager_mask
 GROUPED = "retort_grouped"
 
 
+def attends_to_everything(model: Any) -> bool:
+    """Whether every layer looks at all earlier tokens, and at nothing else: no windows, no states.
+
+    Architectures that are too old to say do not count among these.
+    """
+    config = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    everything = kinds == {"full_attention"} if kinds else window is None
+    return bool(model._supports_attention_backend) and everything
+
+
 class _Softmax(torch.autograd.Function):  # type: ignore[misc]
     """Softmax over the last axis in float32, kept for the way back in the dtype of the scores.
 

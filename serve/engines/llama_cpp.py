@@ -316,7 +316,6 @@ class LlamaCppEngine:
     def _grade_together(self, requests: Sequence[Request], top: int) -> list[Grade]:
         self._graded, self._prompt_read = {}, None
         asked = [self._reading(request, top) for request in requests]
-        before = [one.read for one in asked]
         unread = sorted(asked, key=lambda one: -one.left)
         together = DECODE_BATCH_TOKENS // GRADED_AT_ONCE
         for slot, one in enumerate(unread):
@@ -328,9 +327,7 @@ class LlamaCppEngine:
                 self._read_some(unread[start : start + together])
             unread = [one for one in unread if not one.is_done()]
         self._graded = {r.key: one for r, one in zip(requests, asked, strict=True)}
-        return [
-            one.grader.grade(one.read - shared) for one, shared in zip(asked, before, strict=True)
-        ]
+        return [one.grader.grade(one.read - len(one.prompt.shared)) for one in asked]
 
     def _close_ranks(self, asked: Sequence[_Reading], unread: Sequence[_Reading]) -> None:
         """Give `unread` the first slots, in that order: llama.cpp reads neighbours in one pass."""

@@ -24,16 +24,6 @@ def beginning_of(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(first[:length]) if length >= SHORTEST else ()
 
 
-def may_pad_after(model: Any) -> bool:
-    """Whether a prefix may be followed by padding: not where layers look back a number of places,
-    or keep one state of all they read. Architectures that are too old to say count among these."""
-    config = model.config.get_text_config(decoder=True)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    everything = kinds == {"full_attention"} if kinds else window is None
-    return bool(model._supports_attention_backend) and everything
-
-
 class SharedPrefix:
     """The newest `kept` prefixes a torch model has read; `model` may be trained between calls."""
 

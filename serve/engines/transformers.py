@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from serve.engines.attention import GROUPED
+from serve.engines.attention import GROUPED, attends_to_everything
 from serve.engines.base import LogitsTV
 from serve.engines.blocks import CACHE_SHARE, BlockEngine
 from serve.engines.checkpoint_tokenizer import CheckpointTokenizer
 from serve.engines.decoding import Block
 from serve.engines.packed_linear import pack
 from serve.engines.prefixes import Prompts
-from serve.engines.shared_prefix import SharedPrefix, beginning_of, may_pad_after
+from serve.engines.shared_prefix import SharedPrefix, beginning_of
 from serve.engines.stepping import Rows
 from serve.engines.stopping import token_ids
 from serve.errors import EngineError
@@ -114,8 +114,9 @@ class TransformersEngine(BlockEngine):
         return self._text.vocabulary
 
     def _rows(self, prompts: Sequence[list[int]], answer_tokens: int) -> Rows:
-        """What they begin with is read once for all: the system turn, worked examples."""
-        shared = beginning_of(prompts) if may_pad_after(self.model) else ()
+        """What they begin with is read once for all: the system turn, worked examples. Not where
+        layers look back a number of places, of which the padding after it would take some."""
+        shared = beginning_of(prompts) if attends_to_everything(self.model) else ()
         if not shared:
             return Block(self.model, prompts, self._pad)
         cache = self._prefix.copies(shared, len(prompts))

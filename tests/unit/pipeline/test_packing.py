@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from pipeline.layout import PART_ROWS, TOKEN_MULTIPLE, layout_of
 from pipeline.packing import PACKED, packed_hidden_states, packs
@@ -95,5 +102,6 @@ def test_states_and_gradients_are_those_of_the_padded_batch(rows):
 def test_only_models_whose_layers_all_attend_to_everything_are_packed():
     assert packs(LlamaForCausalLM(LlamaConfig(**TINY)))
     assert not packs(LlamaForCausalLM(LlamaConfig(**TINY, attention_dropout=0.1)))
+    assert not packs(MistralForCausalLM(MistralConfig(**TINY, sliding_window=4)))
     window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
     assert not packs(Qwen3ForCausalLM(Qwen3Config(**TINY, **window)))

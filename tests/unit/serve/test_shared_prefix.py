@@ -11,8 +11,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from serve.engines.attention import attends_to_everything
 from serve.engines.decoding import Block
-from serve.engines.shared_prefix import SHORTEST, SharedPrefix, beginning_of, may_pad_after
+from serve.engines.shared_prefix import SHORTEST, SharedPrefix, beginning_of
 from serve.messages import Sampling
 
 PREFIX, REST = (5, 9, 2, 7), ((1, 2, 3), (4, 4, 4))
@@ -79,10 +80,12 @@ def test_padding_stands_after_a_prefix_only_where_layers_look_at_everything(mode
     tiny = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
     windows = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
-    assert may_pad_after(model)
-    assert may_pad_after(Qwen3ForCausalLM(Qwen3Config(**tiny, **heads)))
-    assert not may_pad_after(Qwen3ForCausalLM(Qwen3Config(**tiny, **heads, **windows)))
-    assert not may_pad_after(MistralForCausalLM(MistralConfig(**tiny, **heads, sliding_window=4)))
+    assert attends_to_everything(model)
+    assert attends_to_everything(Qwen3ForCausalLM(Qwen3Config(**tiny, **heads)))
+    assert not attends_to_everything(Qwen3ForCausalLM(Qwen3Config(**tiny, **heads, **windows)))
+    assert not attends_to_everything(
+        MistralForCausalLM(MistralConfig(**tiny, **heads, sliding_window=4))
+    )
 
 
 def test_a_prefix_is_read_once(model):

@@ -37,10 +37,12 @@ def load(
     prefixes: int = 1,
     tensor_parallel: int = 1,
     memory_share: float = 0.9,
+    dtype: str = "auto",
 ) -> VllmEngine:
     """Open a checkpoint folder over `tensor_parallel` GPUs, `memory_share` of each one's memory.
 
-    `prefixes` asks for nothing here: vLLM keeps beginnings while it has room.
+    `prefixes` asks for nothing here: vLLM keeps beginnings while it has room. `dtype` auto is what
+    the checkpoint says on a GPU, on processors bfloat16 where they are fast at it.
     Raises EngineError with vLLM's reason.
     """
     if not path.is_dir():
@@ -52,7 +54,7 @@ def load(
         model = LLM(
             model=str(path),
             load_format="safetensors",
-            dtype=_dtype(),
+            dtype=_dtype(dtype),
             tensor_parallel_size=tensor_parallel,
             gpu_memory_utilization=memory_share,
             max_model_len=context_tokens,
@@ -71,10 +73,10 @@ def load(
     return VllmEngine(model, path, context_tokens)
 
 
-def _dtype() -> str:
+def _dtype(asked: str) -> str:
     """What the checkpoint says on a GPU (FP8 and four bits bring their own)."""
-    if has_cuda():
-        return "auto"
+    if asked != "auto" or has_cuda():
+        return asked
     return "bfloat16" if cpu_has_fast_bfloat16() else "float32"
 
 

@@ -38,13 +38,14 @@ def open_vllm(
     tensor_parallel: int = 1,
     data_parallel: int = 1,
     memory_share: float = 0.9,
+    dtype: str = "auto",
 ) -> Engine:
     """`data_parallel` copies of a checkpoint, over `tensor_parallel` GPUs each, ready to answer.
 
     Raises UsageError where vLLM is not installed, EngineError when a copy does not come up.
     """
     children = [
-        open_one(path, slots, context_tokens, tensor_parallel, memory_share, seen)
+        open_one(path, slots, context_tokens, tensor_parallel, memory_share, dtype, seen)
         for seen in _gpus_of_copies(tensor_parallel, data_parallel)
     ]
     try:
@@ -62,6 +63,7 @@ def open_one(
     context_tokens: int,
     tensor_parallel: int = 1,
     memory_share: float = 0.9,
+    dtype: str = "auto",
     seen: Mapping[str, str] = MappingProxyType({}),
 ) -> ChildEngine:
     """One of them, to be asked once it is `ready`; `seen` says which GPUs it may use."""
@@ -71,6 +73,7 @@ def open_one(
         "context_tokens": context_tokens,
         "tensor_parallel": tensor_parallel,
         "memory_share": memory_share,
+        "dtype": dtype,
     }
     python, own = vllm_python()
     return ChildEngine("vllm", options, python=python, environment=own | dict(seen))

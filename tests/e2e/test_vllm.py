@@ -28,13 +28,16 @@ TEXTS = ("12 + 30 = 42\n42 - 5 = 37\nAnswer: 37", "Ünïcödé 漢字 🙂 007",
 
 @pytest.fixture(scope="module")
 def vllm(smoke):
-    with closing(open_vllm(smoke.root / "04-sft", slots=16, context_tokens=512)) as engine:
+    # Not in the dtype that is fast here: two roundings to bfloat16 may fall to opposite sides.
+    opened = open_vllm(smoke.root / "04-sft", slots=16, context_tokens=512, dtype="float32")
+    with closing(opened) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
 def torch_engine(smoke):
-    with closing(load_engine("transformers", path=smoke.root / "04-sft")) as engine:
+    opened = load_engine("transformers", path=smoke.root / "04-sft", dtype="float32")
+    with closing(opened) as engine:
         yield engine
 
 
@@ -54,7 +57,7 @@ def test_greedy_answers_are_those_of_transformers(vllm, torch_engine):
     ours, theirs = (dict(engine.generate(asked)) for engine in (vllm, torch_engine))
     assert ours.keys() == theirs.keys() == {request.key for request in asked}
     # Sums in another order: a near tie may fall the other way, and the rest of a text with it.
-    assert share_alike(ours, theirs) > 0.7
+    assert share_alike(ours, theirs) > 0.9
     assert {key: c.prompt_tokens for key, c in ours.items()} == {
         key: c.prompt_tokens for key, c in theirs.items()
     }
@@ -107,16 +110,14 @@ def test_an_answer_goes_on_where_it_was_begun(vllm):
     assert more.ids == whole.ids[6:]
 
 
-def test_grades_are_those_of_transformers_whatever_the_cache_holds(vllm, smoke):
+def test_grades_are_those_of_transformers_whatever_the_cache_holds(vllm, torch_engine):
     # Blocks of 128 tokens on processors: one lies in a long prompt, one ends in a long answer.
     long = (Message(role="system", content="Count. " * 60), MESSAGES[-1])
     texts = (*TEXTS, TEXTS[0] * 6, TEXTS[0])
     asked = [Request(key=str(i), messages=MESSAGES, begun=t) for i, t in enumerate(texts[:-1])]
     asked.append(Request(key="long", messages=long, begun=texts[-1]))
     ours, again = vllm.grade(asked, 5), vllm.grade(asked, 5)
-    # Not in the dtype that is fast here: two roundings to bfloat16 may fall to opposite sides.
-    with closing(load_engine("transformers", path=smoke.root / "04-sft", dtype="float32")) as exact:
-        theirs = exact.grade(asked, 5)
+    theirs = torch_engine.grade(asked, 5)
     assert again[-1].read_tokens == ours[-1].read_tokens - 128
     assert again[-2].read_tokens == ours[-2].read_tokens > 128
     for mine, later, other, text in zip(ours, again, theirs, texts, strict=True):
@@ -125,14 +126,14 @@ def test_grades_are_those_of_transformers_whatever_the_cache_holds(vllm, smoke):
         assert mine.text_bytes == other.text_bytes == len(text.encode())
         for grade in (mine, later):
             assert len(grade.top_ids) == len(grade.scores.ids) + 1
-            assert np.allclose(grade.scores.logprobs_nats, other.scores.logprobs_nats, atol=0.3)
-            assert grade.end_nats == pytest.approx(other.end_nats, abs=0.5)
+            assert np.allclose(grade.scores.logprobs_nats, other.scores.logprobs_nats, atol=1e-3)
+            assert grade.end_nats == pytest.approx(other.end_nats, abs=1e-3)
             for ids, nats in zip(grade.top_ids, grade.top_logprobs_nats, strict=True):
                 assert len(ids) == len(nats) == 5
                 assert list(nats) == sorted(nats, reverse=True)
                 assert sum(map(math.exp, nats)) < 1.001
     scores = vllm.score(MESSAGES, TEXTS[0])
-    assert np.allclose(scores.logprobs_nats, ours[0].scores.logprobs_nats, atol=0.05)
+    assert np.allclose(scores.logprobs_nats, ours[0].scores.logprobs_nats, atol=1e-3)
 
 
 def test_what_it_cannot_do_it_says(vllm, tmp_path):

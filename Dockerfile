@@ -34,12 +34,14 @@ CMD ["/bundle", "--host", "0.0.0.0"]
 
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04 AS train
 RUN apt-get update && apt-get install --yes --no-install-recommends build-essential cmake git python3-dev python3-venv && rm -rf /var/lib/apt/lists/*
+# As above: for any x86-64 with AVX2, since the machine it runs on may be another.
+ARG LLAMA_FLAGS=-DGGML_NATIVE=OFF
 # The mounted folders belong to whoever runs the container, and the image's own user has 1000.
 ARG USER_ID=1000
 RUN userdel --remove ubuntu && useradd --create-home --uid "$USER_ID" retort && install --directory --owner retort /retort
 USER retort
 WORKDIR /retort
 COPY --chown=retort . .
-RUN make setup deepspeed EXTRA=cuda
+RUN make setup deepspeed EXTRA=cuda FLAGS="$LLAMA_FLAGS"
 ENTRYPOINT [".venv/bin/python", "-m", "pipeline.all"]
 CMD ["default"]

@@ -45,6 +45,8 @@ def _launch(page: gr.Blocks, port: int) -> None:
             server_port=port,
             share=False,
             allowed_paths=[],
+            # The page takes no files, and gradio's route for them is there all the same.
+            max_file_size=1,
             show_error=False,
             quiet=True,
             footer_links=[],

@@ -83,7 +83,7 @@ class Page:
         yield self._drawn(names, said)
         for said in say(models, question.strip(), ask):
             yield self._drawn(names, said)
-        if problem is not None and problem["question"] == question.strip():
+        if problem is not None and _same(problem, question):
             verdicts = [self._verdict(problem, one) for one in said]
             yield self._drawn(names, said, verdicts)
 
@@ -126,13 +126,18 @@ class Page:
         if "error" in reply:
             return gr.skip(), None, str(reply["error"])
         problem = reply["problem"]
-        return problem["question"], problem, f"a fresh problem of {problem['family']}"
+        return problem["question"], problem, f"a problem of {problem['family']}, not trained on"
 
     def keep(self, question: str, problem: dict[str, Any] | None) -> str:
         """Append the shown problem to the regression cases."""
-        if problem is None or problem["question"] != question.strip():
+        if problem is None or not _same(problem, question):
             return "only a fresh problem can be kept: its right answer is known"
         return f"kept in {self.problems.keep(problem).name}"
+
+
+def _same(problem: dict[str, Any], question: str) -> bool:
+    """Whatever a browser made of its white space."""
+    return str(problem["question"]).split() == question.split()
 
 
 def build(run: Path, pool: Pool, problems: ProblemSource) -> gr.Blocks:

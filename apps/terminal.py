@@ -25,6 +25,8 @@ from serve.messages import Sampling
 from serve.model_process import ModelProcess
 from serve.pool import Pool
 
+# Escape sequences begin with one of these; line feeds and tabs may stay.
+CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
 HELP = "a question, or /models, /use NAME, /compare NAME NAME, /stats, /quit"
 
 
@@ -158,6 +160,8 @@ class Talk:
         self._print(said.answer[len(before.answer) :], "")
 
     def _print(self, text: str, style: str) -> None:
+        """What a model wrote, which must not move the cursor or colour what follows."""
+        text = text.translate(CONTROL)
         self._console.print(text, end="", style=style, markup=False, highlight=False)
 
 

@@ -61,8 +61,10 @@ def ours(bundle: Path, entry: Entry) -> Iterator[str]:
     command += ["--slots", str(SLOTS), "--context-tokens", str(CONTEXT_TOKENS)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
-        yield child.stdout.readline().split(" at ")[1].split("/v1")[0]
-        child.terminate()
+        try:
+            yield child.stdout.readline().split(" at ")[1].split("/v1")[0]
+        finally:
+            child.terminate()
 
 
 @contextmanager
@@ -78,9 +80,11 @@ def theirs(python: Path, entry: Entry) -> Iterator[str]:
         text=True,
     ) as child:
         assert child.stdout is not None
-        print(f"peer: xllamacpp {child.stdout.readline().split()[-1]}", file=sys.stderr)
-        yield child.stdout.readline().strip()
-        child.terminate()
+        try:
+            print(f"peer: xllamacpp {child.stdout.readline().split()[-1]}", file=sys.stderr)
+            yield child.stdout.readline().strip()
+        finally:
+            child.terminate()
 
 
 async def _answered(base: str, route: str, question: dict[str, Any]) -> Answer:

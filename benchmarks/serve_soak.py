@@ -148,9 +148,11 @@ def main() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         base = child.stdout.readline().split(" at ")[1].split("/v1")[0]
-        with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(soak(base, psutil.Process(child.pid), options))
-        child.terminate()
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                asyncio.run(soak(base, psutil.Process(child.pid), options))
+        finally:
+            child.terminate()
     print(f"the server ended with {child.returncode}")
 
 

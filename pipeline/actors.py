@@ -203,9 +203,15 @@ def _no_cluster(address: str | None, error: Exception) -> EngineError:
 
 
 def _check_room(nodes: Sequence[dict[str, Any]], scale: ScaleOptions) -> None:
-    """Ray waits for ever, and in silence, for a node that an actor fits on."""
+    """Ray waits for ever, and in silence, for a node that an actor fits on; and lets actors that
+    ask for no GPU see all of a node's."""
     wanted = {"CPU": scale.cpus_per_actor, "GPU": scale.gpus_per_actor}
     alive = [node["Resources"] for node in nodes if node["Alive"]]
+    if scale.actors > 1 and not scale.gpus_per_actor and any(n.get("GPU", 0) for n in alive):
+        raise UsageError(
+            f"scale.gpus_per_actor is 0: {scale.actors} actors would all take the same GPU",
+            hint="scale.gpus_per_actor = 1, or a share of one",
+        )
     if any(all(node.get(k, 0) >= n for k, n in wanted.items()) for node in alive):
         return
     told = f"an actor wants {wanted['CPU']:g} processors and {wanted['GPU']:g} GPUs of one node"

@@ -41,7 +41,13 @@ from pipeline.memory import start_again_on_huge_pages
 from pipeline.pair import refuse_early
 from pipeline.progress import Progress
 from pipeline.quiet import quieten
-from pipeline.recipe import GeneralOptions, ProblemsOptions, Recipe
+from pipeline.recipe import (
+    GeneralOptions,
+    ProblemsOptions,
+    Recipe,
+    StudentOptions,
+    TeacherOptions,
+)
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.run import Context, Manifest, RunDir, Stage, run_stage
 from pipeline.spread import check_strategy
@@ -49,7 +55,7 @@ from pipeline.store import write_json
 from pipeline.tracking import follow
 from serve.catalogue import REGRESSION_CASES
 from serve.errors import Interrupted, RecipeError, RetortError
-from serve.models import check_reference
+from serve.models import check_reference, unpinned_path
 
 SAME_WISH_S = 5.0
 # Whether teacher and student can work together is asked before these stages cost hours.
@@ -63,7 +69,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     training = (r.student, r.sft, *r.training.numbers)
     supervision = (r.teacher, r.student, r.supervise, r.general)
     asked = r.asked_student
-    examination = (r.teacher, asked, r.evaluate)
+    examination, reference = (r.teacher, asked, r.evaluate), (r.teacher, asked, r.evaluate.plain)
     practice = r.on_policy.method != "none"
     student = "05-on-policy" if practice else "04-sft"
     trained = ("04-sft", "05-on-policy") if practice else ("04-sft",)
@@ -71,17 +77,19 @@ def stages(recipe: Recipe) -> list[Stage]:
     hard = ("03-references",) if r.curate.select == "s1" else ()
     items = ("01-problems",) if r.curate.decontaminate else ()
     general = ("02-general",) if r.general.wanted else ()
-    beside, own = (r.teacher, r.general), _sources(r.general)
+    teaching, learning = _unpinned(r.teacher), _unpinned(r.student)
+    beside, own = (r.teacher, r.general), (*_sources(r.general), *teaching)
     known = ("02-traces", "03-curated", *general)
     everything = ("01-problems", *known, *hard, "04-examples", *trained, *files)
+    examined, both = ("01-problems", *trained, *files), (*teaching, *learning)
     return [
         Stage("01-problems", problems, r.problems, (), sources=_sources(r.problems)),
-        Stage("02-traces", collect, traces, ("01-problems",), reads=(IMPORTED,)),
+        Stage("02-traces", collect, traces, ("01-problems",), reads=(IMPORTED,), sources=teaching),
         *([Stage(general[0], general_data, beside, (), sources=own)] if general else []),
-        *([Stage(hard[0], references, examination, ("02-traces",))] if hard else []),
+        *([Stage(hard[0], references, reference, ("02-traces",), sources=both)] if hard else []),
         Stage("03-curated", curate, r.curate, ("02-traces", *items, *hard)),
-        Stage("04-examples", examples, supervision, known),
-        Stage("04-sft", sft, training, ("04-examples",)),
+        Stage("04-examples", examples, supervision, known, sources=learning),
+        Stage("04-sft", sft, training, ("04-examples",), sources=learning),
         *(
             [
                 Stage(
@@ -89,6 +97,7 @@ def stages(recipe: Recipe) -> list[Stage]:
                     on_policy,
                     (r.teacher, asked, r.on_policy),
                     ("01-problems", "04-sft"),
+                    sources=teaching,
                 )
             ]
             if practice
@@ -96,7 +105,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         ),
         Stage("06-gguf", quantize, r.gguf, (student,)),
         Stage("07-onnx", export, r.onnx, (student,)),
-        Stage("08-evaluate", evaluate, examination, ("01-problems", *trained, *files)),
+        Stage("08-evaluate", evaluate, examination, examined, sources=both),
         Stage(
             "09-gate",
             gate,
@@ -107,6 +116,12 @@ def stages(recipe: Recipe) -> list[Stage]:
         Stage("10-bundle", bundle, r, (student, *files, "09-gate")),
         Stage("report", report, r, (*everything, "08-evaluate", "09-gate"), files=report.FILES),
     ]
+
+
+def _unpinned(model: TeacherOptions | StudentOptions) -> tuple[str, ...]:
+    """Where it lies, if it may be another one by the next start."""
+    path = unpinned_path(model.model, model.sha256)
+    return () if path is None else (str(path),)
 
 
 def _sources(options: ProblemsOptions | GeneralOptions) -> tuple[str, ...]:
@@ -134,7 +149,7 @@ def execute(run: RunDir, recipe: Recipe, progress: Progress, until: str | None =
     """Do every stage that is not proven done, in order; `until`: the last one that is wanted."""
     proven: dict[str, Manifest] = {}
     context = Context.of(recipe, progress)
-    check_strategy(recipe.training)
+    check_strategy(recipe.training, recipe.on_policy.method)
     follow(recipe.training.report_to, run.root / "logs")
     if recipe.teacher.engine != "http":
         check_reference(recipe.teacher.model)

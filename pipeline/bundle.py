@@ -20,12 +20,12 @@ from pipeline.model_card import markdown_table
 from pipeline.recipe import Recipe
 from pipeline.run import Context
 from pipeline.store import write_file, write_json
-from quant.bundle import CHECKSUMS, checksums, modelfile, place
+from quant.bundle import CHECKSUMS, checksums, modelfile, place, plain_modelfile
 from serve.errors import DataError
 from serve.reasoning import FORMS
 from serve.template import template_of
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 LIBRARIES = ()
 
 
@@ -47,7 +47,9 @@ def run(config: Recipe, inputs: Mapping[str, Path], out: Path, context: Context)
             _write_modelfile(config, final_checkpoint(inputs), name, out, context)
     write_json(out / "chat.json", {"speakers": speakers})
     write_file(out / "NOTICE", _notice(config))
-    write_file(out / "README.md", _readme(config, gate, [s["name"] for s in speakers]))
+    for_ollama = (out / "Modelfile").exists()
+    names = [s["name"] for s in speakers]
+    write_file(out / "README.md", _readme(config, gate, names, for_ollama))
     write_file(out / CHECKSUMS, checksums(out))
     return {"models": [s["model"].removeprefix("path:") for s in speakers]}
 
@@ -60,9 +62,7 @@ def _write_modelfile(
         text = modelfile(gguf, template, config.asked_student.system, [template.end_text])
     except DataError as error:
         context.log.warning("no Modelfile template: %s", error)
-        text = (
-            f'FROM ./{gguf}\nSYSTEM """{config.asked_student.system}"""\nPARAMETER temperature 0\n'
-        )
+        text = plain_modelfile(gguf, config.asked_student.system, [template.end_text])
     write_file(out / "Modelfile", text)
 
 
@@ -75,22 +75,30 @@ def _notice(config: Recipe) -> str:
     )
 
 
-def _readme(config: Recipe, gate: dict[str, Any], names: list[str]) -> str:
-    tags = FORMS[config.student.tags]
-    held = ", ".join(names) or "no model: nothing passed the gate"
+def _readme(config: Recipe, gate: dict[str, Any], names: list[str], for_ollama: bool) -> str:
     return f"""# {config.run.name}
 
-Holds {held}. It thinks inside `{tags.opens}…{tags.closes}`, then writes `Answer: …`.
-
-    python -m apps.chat .     # in the browser
-    python -m serve .         # for OpenAI's clients, at http://127.0.0.1:8000/v1
-
-or `ollama create {config.run.name} -f Modelfile`. `sha256sum -c {CHECKSUMS}` checks the files.
+{_held(config, names)}
+{f"`ollama create {config.run.name} -f Modelfile` takes it into Ollama. " if for_ollama else ""}\
+`sha256sum -c {CHECKSUMS}` checks the files.
 
 Each file ran in its own runtime beside the unquantized student; a drop of up to
-{gate["margin_points"]:g} points may be shipped.
+{gate["margin_points"]:g} points may be shipped, with an error of 5 % a file.
 
 {markdown_table(*gate_cells(gate))}
 
 Licences: NOTICE.
+"""
+
+
+def _held(config: Recipe, names: list[str]) -> str:
+    if not names:
+        return "Holds no model: nothing passed the gate.\n"
+    tags = FORMS[config.student.tags]
+    reasons = config.asked_student == config.student
+    form = f"It thinks inside `{tags.opens}…{tags.closes}`, then writes" if reasons else "It writes"
+    return f"""Holds {", ".join(names)}. {form} `Answer: …`.
+
+    python -m apps.chat .     # in the browser
+    python -m serve .         # for OpenAI's clients, at http://127.0.0.1:8000/v1
 """

@@ -18,7 +18,7 @@ def run_catalogue(
     teacher = {
         "name": "teacher",
         "engine": recipe.teacher.engine,
-        "model": recipe.teacher.model,
+        "model": _where_it_is(recipe.teacher.model),
         "sha256": recipe.teacher.sha256,
         "lead": [m.model_dump() for m in teacher_messages(recipe.teacher, "")[:-1]],
     }
@@ -31,6 +31,13 @@ def run_catalogue(
         for rung in rungs
     ]
     return [teacher] * (recipe.teacher.engine == "llama.cpp") + students
+
+
+def _where_it_is(reference: str) -> str:
+    """A path of a recipe is relative to where the run was started, one of a catalogue to its own
+    folder."""
+    kind, _, rest = reference.partition(":")
+    return f"path:{Path(rest).expanduser().resolve()}" if kind == "path" else reference
 
 
 def student_entry(student: StudentOptions, rung: ArtifactRung, path: str) -> dict[str, Any]:

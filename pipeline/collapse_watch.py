@@ -17,6 +17,7 @@ import torch
 from pipeline.attempts import Attempt
 from pipeline.head_loss import HEAD_ROWS
 from pipeline.ladder import is_loop
+from pipeline.tasks.extract import answer_key
 from quant.stats import pass_at_k
 
 ENTROPY_LEFT, PASS_AT_K_LOST = 0.8, 0.1
@@ -40,7 +41,8 @@ def look_at(answers: Sequence[Attempt], entropy_nats: float) -> Look:
     pass_at_1 = mean(pass_at_k(n, c, 1) for n, c in zip(counts, right, strict=True))
     pass_at_most = mean(pass_at_k(n, c, k) for n, c in zip(counts, right, strict=True))
     distinct = [
-        len({a.verdict.extracted or a.completion.text for a in item}) for item in by_item.values()
+        len({answer_key(a.verdict.extracted or a.completion.text) for a in item})
+        for item in by_item.values()
     ]
     return {
         "problems": float(len(by_item)),
@@ -61,7 +63,8 @@ def advice(looks: Sequence[Look], beta: float, shifted: bool) -> Advice:
     """What the last of `looks` says to do."""
     first, last = looks[0], looks[-1]
     surer = last["entropy_nats"] <= ENTROPY_LEFT * first["entropy_nats"]
-    worse = last["pass_at_k"] <= max(x["pass_at_k"] for x in looks) - PASS_AT_K_LOST
+    # Rounded: 0.3 less 0.1 is a little under 0.2.
+    worse = round(max(x["pass_at_k"] for x in looks) - last["pass_at_k"], 5) >= PASS_AT_K_LOST
     if len(looks) < 2 or not (surer and worse):
         return "go on"
     return "shift" if beta > 0 and not shifted else "stop"

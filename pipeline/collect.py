@@ -24,7 +24,7 @@ from pipeline.tasks.judge import Judge
 from pipeline.teacher import open_teacher, teacher_identity
 from serve.messages import Request, Sampling
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 LIBRARIES = ("llama-cpp-python", "reasoning-gym", "math-verify")
 
 

@@ -36,7 +36,7 @@ from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import FOLDER, find_recipe, load_recipe
 from pipeline.records import Problem, content_key
-from pipeline.run import SCRATCH, Context, RunDir
+from pipeline.run import SCRATCH, Context, Manifest, RunDir
 from pipeline.store import read_records, write_file, write_json, write_records
 from pipeline.tasks.judge import Judge
 from pipeline.transfer import ask_rung
@@ -116,19 +116,23 @@ def _method(
 def _fingerprint(
     run: RunDir, recipe: Recipe, last: str, items: int, suites: tuple[Suites, Path]
 ) -> str | None:
-    """Of what the student was taught and asked; None before its last stage is done, and when what
-    people wrote for a stage changed since."""
-    manifests = {}
+    """Of what the student was taught and asked; None before its last stage is done as it would be
+    now, and when what people wrote for a stage changed since."""
+    manifests: dict[str, Manifest] = {}
     for stage in stages(recipe):
         manifest = run.manifest(stage)
-        if manifest is None or stage.changed_source(manifest) is not None:
+        inputs = {name: manifests[name] for name in stage.needs}
+        if manifest is None or manifest.fingerprint != run.fingerprint(
+            stage, inputs, recipe.run.seed
+        ):
+            return None
+        if stage.changed_source(manifest) is not None:
             return None
         manifests[stage.name] = manifest
         if stage.name == last:
             break
-    taught = (manifests["01-problems"].files, manifests[last].fingerprint)
     settings = (recipe.model_dump(mode="json"), items, suites_key(suites))
-    return content_key(taught, settings)
+    return content_key(manifests[last].fingerprint, settings)
 
 
 def _known(

@@ -12,6 +12,7 @@ from statistics import mean
 from typing import Any
 
 from pipeline.records import Verdict
+from pipeline.tasks.extract import answer_key
 from quant.stats import mean_interval, pass_at_k
 
 # Item -> the verdicts of its samples, in the order they were drawn.
@@ -39,7 +40,9 @@ def spread(samples: Samples) -> dict[str, Any] | None:
             str(n): mean(pass_at_k(len(v), _right(v), n) for v in samples.values()) for n in sizes
         },
         "majority": mean(_majority(v) for v in samples.values()),
-        "distinct": mean(len({x.extracted for x in v if x.extracted}) for v in samples.values()),
+        "distinct": mean(
+            len({answer_key(x.extracted) for x in v if x.extracted}) for v in samples.values()
+        ),
     }
 
 
@@ -49,11 +52,11 @@ def _right(verdicts: Sequence[Verdict]) -> int:
 
 def _majority(verdicts: Sequence[Verdict]) -> bool:
     """Whether the commonest answer is right; of equally common ones, the first drawn."""
-    counts = Counter(v.extracted for v in verdicts if v.extracted)
-    if not counts:
+    said = [(answer_key(v.extracted), v.passed) for v in verdicts if v.extracted]
+    if not said:
         return False
-    answer = counts.most_common(1)[0][0]
-    return any(v.passed for v in verdicts if v.extracted == answer)
+    commonest = Counter(key for key, _ in said).most_common(1)[0][0]
+    return any(passed for key, passed in said if key == commonest)
 
 
 def collapse(before: Samples, after: Samples) -> dict[str, Any] | None:

@@ -32,11 +32,13 @@ from pipeline.tasks.judge import Judge
 from pipeline.teacher import open_teacher, teacher_identity
 from serve.messages import Message
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 LIBRARIES = (
     "llama-cpp-python",
     "onnxruntime",
+    "onnxruntime-gpu",
     "onnxruntime-genai",
+    "onnxruntime-genai-cuda",
     "transformers",
     "torch",
     "reasoning-gym",

@@ -12,7 +12,7 @@ from pipeline.ladder import BASE, Judged
 from pipeline.prompts import student_messages
 from pipeline.recipe import EvaluateOptions, StudentOptions
 from pipeline.records import Problem, content_key
-from pipeline.run import SCRATCH, Context
+from pipeline.run import ABSENT, SCRATCH, Context, package_version
 from pipeline.student import student_checkpoint, student_identity
 from pipeline.tasks.judge import Judge
 from serve.engines import load_engine
@@ -24,6 +24,18 @@ from serve.models import artifact_bytes, artifact_sha256, file_sha256
 SFT, ON_POLICY = "SFT student", "on-policy student"
 SFT_STAGE, ON_POLICY_STAGE = "04-sft", "05-on-policy"
 LEAST_CONTEXT_TOKENS = 1024
+# Whose releases may answer otherwise.
+RUNTIMES = {
+    "llama.cpp": ("llama-cpp-python",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime-genai": (
+        "onnxruntime-genai",
+        "onnxruntime-genai-cuda",
+        "onnxruntime",
+        "onnxruntime-gpu",
+    ),
+    "transformers": ("transformers", "torch"),
+}
 # What a chat opens: the memory of one conversation, not of an evaluation.
 ALONE_SLOTS = 4
 # For a file to load and a batch to be read, plus a second for each token of an answer.
@@ -88,7 +100,7 @@ def checkpoint_rung(folder: Path, student: StudentOptions, options: EvaluateOpti
     weights = folder / "model.safetensors"
     return Rung(
         ON_POLICY if folder.name == ON_POLICY_STAGE else SFT,
-        f"transformers:{file_sha256(weights)}",
+        f"{_runtime('transformers')}:{file_sha256(weights)}",
         weights.stat().st_size,
         lambda: open_checkpoint(folder, options),
         lambda p: student_messages(student, p.question),
@@ -99,7 +111,7 @@ def base_rung(student: StudentOptions, options: EvaluateOptions) -> Rung:
     """The student before any training."""
     return Rung(
         BASE,
-        f"transformers:{student_identity(student)}",
+        f"{_runtime('transformers')}:{student_identity(student)}",
         None,
         lambda: open_checkpoint(student_checkpoint(student), options),
         lambda p: student_messages(student, p.question),
@@ -113,7 +125,7 @@ def artifact_rungs(
     return [
         ArtifactRung(
             name=f"{format_name} {path.name.removesuffix('.gguf').partition('-')[2]}",
-            identity=f"{engine_for(path)}:{artifact_sha256(path)}",
+            identity=f"{_runtime(engine_for(path))}:{artifact_sha256(path)}",
             size_bytes=artifact_bytes(path),
             open=_opener(path, options.slots, options),
             open_alone=_opener(path, ALONE_SLOTS, options),
@@ -133,6 +145,12 @@ def engine_for(artifact: Path) -> str:
     if artifact.is_file():
         return "llama.cpp"
     return "onnxruntime-genai" if (artifact / "genai_config.json").exists() else "onnxruntime"
+
+
+def _runtime(engine: str) -> str:
+    """With the releases that answer: another one is asked again, or it would go unexamined."""
+    here = (package_version(name) for name in RUNTIMES[engine])
+    return " ".join([engine, *(release for release in here if release != ABSENT)])
 
 
 def _opener(path: Path, slots: int, options: EvaluateOptions) -> Callable[[], ChildEngine]:

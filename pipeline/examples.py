@@ -25,7 +25,7 @@ from pipeline.views import VIEWS, Material
 from serve.engines import load_engine
 from serve.errors import DataError
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LIBRARIES = ("transformers",)
 SCORED_SLOTS = 32
 
@@ -43,8 +43,8 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     steps = _steps(kept, config, out, context) if options.view == "steps" else {}
     wrong = _wrong(kept, inputs) if options.view == "errors" else []
     material = Material(kept, student, options, length, wrong, steps)
-    made = sorted(VIEWS[options.view](material), key=lambda e: e.key)
-    reasoned = _within(made, options, length, context)
+    made = distinct(sorted(VIEWS[options.view](material), key=lambda e: e.key))
+    reasoned = _within(made, options, length, context.seed)
     beside = _general(inputs, general, len(reasoned), context) if general.wanted else []
     examples = sorted([*reasoned, *beside], key=lambda e: e.key)
     if not reasoned:
@@ -55,8 +55,8 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
         "traces": len(kept),
         "examples": len(examples),
         "supervised_tokens": sum(map(length, examples)),
-        # What the view learns of a trace, however many of its examples were taken.
-        "tokens_per_trace": round(sum(map(length, made)) / len(kept), 1),
+        # What the view learns of a trace that it can use, however many of its examples were taken.
+        "tokens_per_trace": round(sum(map(length, made)) / len({e.trace for e in made}), 1),
         **_general_counts(len(beside), len(reasoned), general),
         **_steps_counts(steps, options),
     }
@@ -72,10 +72,22 @@ def _texts(path: Path) -> Iterator[Trace]:
 def _drawn(kept: Iterable[Trace], options: SuperviseOptions, context: Context) -> list[Trace]:
     """`traces` of them, the same whatever the view; a larger draw holds every smaller one."""
     if options.traces is not None:
-        kept = nsmallest(
-            options.traces, kept, key=lambda t: content_key(context.seed, "04-examples", t.key)
-        )
+        kept = nsmallest(options.traces, kept, key=lambda t: _rank(t.key, context.seed))
     return sorted(kept, key=lambda t: t.key)
+
+
+def _rank(trace: str, seed: int) -> str:
+    """Where a trace stands in the order in which all views take them."""
+    return content_key(seed, "04-examples", trace)
+
+
+def distinct(made: Iterable[Example]) -> list[Example]:
+    """The first of those that say the same to the same prompt, as the answers of two traces of one
+    problem do."""
+    found: dict[str, Example] = {}
+    for example in made:
+        found.setdefault(content_key(list(example.prompt), example.completion), example)
+    return list(found.values())
 
 
 def _wrong(kept: Sequence[Trace], inputs: Mapping[str, Path]) -> list[Trace]:
@@ -119,14 +131,14 @@ def _general_counts(beside: int, reasoned: int, options: GeneralOptions) -> dict
 
 
 def _within(
-    examples: list[Example], options: SuperviseOptions, length: Any, context: Context
+    examples: list[Example], options: SuperviseOptions, length: Any, seed: int
 ) -> list[Example]:
-    """Examples in drawn order until the next one would pass `tokens`."""
+    """Examples of the traces in their order, until the next one would pass `tokens`."""
     if options.tokens is None:
         return examples
     chosen: list[Example] = []
     spent = 0
-    for example in sorted(examples, key=lambda e: content_key(context.seed, "tokens", e.key)):
+    for example in sorted(examples, key=lambda e: (_rank(e.trace, seed), e.key)):
         spent += length(example)
         if spent > options.tokens:
             break

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline import forecast_memory
-from pipeline.forecast_memory import Memory, sampling_context
+from pipeline.forecast_memory import Memory
 from pipeline.model_shapes import Model, model_at
+from pipeline.practice_counts import block_counts
 from pipeline.recipe import Recipe
 from pipeline.teacher_encoding import encoded
 from serve.engines.blocks import CACHE_SHARE
@@ -27,9 +28,9 @@ DECODING, READING, LEARNING = 0.15, 0.5, 0.35
 CORE_TFLOPS = {"amx_bf16": 0.5, "avx512_bf16": 0.2}
 PLAIN_CORE_TFLOPS, SERVER_FLAG = 0.08, "avx512_bf16"
 CORE_SHARE = 0.4
-# Of an answer's limit that it takes, of traces that are kept, of attempts that are graded.
-ANSWERED, KEPT, GRADED = 0.35, 0.7, 0.5
-QUESTION_TOKENS = 60
+# Of an answer's limit that it takes, of traces that are kept.
+ANSWERED, KEPT = 0.35, 0.7
+QUESTION_TOKENS, SHORT_ANSWER_TOKENS = 60, 10
 HOUR_S = 3600.0
 # A layer of a model that transformers runs token by token: 30 to 40 ms of 30 layers on an H200,
 # whatever the rows (docs/performance.md). Of one in vLLM's graphs, and what vLLM takes to read
@@ -69,9 +70,9 @@ def forecast(recipe: Recipe) -> list[str]:
     work = work_of(recipe)
     lines = list(lines_of(work))
     weights = work.student.parameters
-    disk_gb = forecast_memory.disk_gb(
-        recipe, weights, work.answers, work.answer_tokens, _graded_tokens(recipe)
-    )
+    # By `exact` grades are distributions, and on no disk.
+    logged = 0.0 if recipe.on_policy.method == "exact" else _graded_tokens(recipe)
+    disk_gb = forecast_memory.disk_gb(recipe, weights, work.answers, work.answer_tokens, logged)
     return [
         _head(recipe),
         *(_shown(work, line) for line in lines),
@@ -103,6 +104,8 @@ def lines_of(work: Work) -> Iterator[Line]:
 def _traces(work: Work) -> Line:
     recipe = work.recipe
     what = f"{work.answers:,} answers of about {work.answer_tokens:,.0f} tokens"
+    if not work.answers:
+        return Line("02-traces", "nothing is asked", None, 0)
     if recipe.teacher.engine == "http":
         return Line("02-traces", f"{what}, on the server", None, 0)
     devices = _teacher_devices(recipe)
@@ -113,19 +116,33 @@ def _traces(work: Work) -> Line:
 
 def _sft(work: Work) -> Line:
     recipe, plan = work.recipe, work.recipe.training
+    memory = forecast_memory.training(recipe, work.student)
+    if not recipe.traces.samples:
+        return Line("04-sft", "imported traces, not counted", None, 0, memory=memory)
     per_problem = min(recipe.traces.samples, recipe.curate.per_problem) / recipe.traces.samples
-    examples = KEPT * per_problem * work.answers
+    traces = KEPT * per_problem * work.answers
     if recipe.curate.select == "s1":
-        examples = min(examples, recipe.curate.select_traces)
-    examples = min(examples, recipe.supervise.traces or examples)
+        traces = min(traces, recipe.curate.select_traces)
+    traces = min(traces, recipe.supervise.traces or traces)
+    long, short = _examples_a_trace(recipe)
     longest = min(work.answer_tokens + QUESTION_TOKENS, recipe.sft.max_tokens)
-    tokens = examples * longest * recipe.sft.epochs
+    tokens = traces * (long * longest + short * (QUESTION_TOKENS + SHORT_ANSWER_TOKENS))
+    tokens *= recipe.sft.epochs
     again = forecast_memory.training_computes_again(recipe, work.student)
     each = TRAINING_AGAIN if again else TRAINING
     seconds = each * work.student.multiplied * tokens / _rate(recipe, plan.processes, LEARNING)
-    memory = forecast_memory.training(recipe, work.student)
-    what = f"{examples:,.0f} examples, {tokens / 1e6:,.1f} M tokens"
+    what = f"{traces * (long + short):,.0f} examples, {tokens / 1e6:,.1f} M tokens"
     return Line("04-sft", what, seconds, plan.processes, memory=memory)
+
+
+def _examples_a_trace(recipe: Recipe) -> tuple[float, float]:
+    """Of all reasoning and of the answer alone, by the recipe's view (`pipeline/views.py`)."""
+    by_view = {
+        "answer": (0.0, 1.0),
+        "full+answer": (1.0, 1.0),
+        "multitask": (recipe.supervise.explain_share, 1.0),
+    }
+    return by_view.get(recipe.supervise.view, (1.0, 0.0))
 
 
 def _practice(work: Work) -> Line:
@@ -134,20 +151,18 @@ def _practice(work: Work) -> Line:
     devices = recipe.training.processes if spread else 1
     attempts = options.blocks * options.block_attempts
     tokens, graded = attempts * ANSWERED * options.max_tokens, _graded_tokens(recipe)
-    longest = min(work.answer_tokens + QUESTION_TOKENS, recipe.sft.max_tokens)
-    learnt = tokens + options.blocks * options.replay * longest
-    if options.method == "exact":  # the teacher reads all that is learnt from, once
-        graded = learnt
-    else:
-        learnt *= options.passes
+    block = block_counts(options, options.method)
+    passes = 1 if options.method == "exact" else options.passes
+    learnt = options.blocks * block.lessons * ANSWERED * options.max_tokens * passes
     student, teacher = work.student.multiplied, work.teacher.multiplied
     seconds = _attempted_s(work, devices)
     seconds += TRAINING * student * learnt / _rate(recipe, devices, LEARNING)
     if recipe.teacher.engine != "http":
-        answering = devices if spread else recipe.teacher.tensor_parallel
+        answering = devices if spread else _devices_of_one_teacher(recipe)
         seconds += FORWARD * teacher * graded / _rate(recipe, answering, READING)
-        if options.continuations:
-            seconds += FORWARD * teacher * graded / 2 / _rate(recipe, answering, DECODING)
+        # It goes on from about the middle.
+        written = options.blocks * block.continuations * ANSWERED * options.max_tokens / 2
+        seconds += FORWARD * teacher * written / _rate(recipe, answering, DECODING)
         devices = max(devices, answering)
     devices = max(devices, *(1 + number for number in recipe.training.sampler_gpus), 1)
     memory = forecast_memory.practising(recipe, work.student, work.teacher)
@@ -157,10 +172,10 @@ def _practice(work: Work) -> Line:
 
 def _graded_tokens(recipe: Recipe) -> float:
     options = recipe.on_policy
-    if options.method in ("none", "exact"):
+    if options.method == "none":
         return 0.0
-    tokens = options.blocks * options.block_attempts * ANSWERED * options.max_tokens
-    return tokens * (1.0 if options.learn_from == "all" else GRADED)
+    grades = block_counts(options, options.method).grades
+    return options.blocks * grades * ANSWERED * options.max_tokens
 
 
 def _attempted_s(work: Work, devices: int) -> float:
@@ -260,16 +275,25 @@ def _rate(recipe: Recipe, devices: int, share: float) -> float:
 
 
 def _core_rate(recipe: Recipe) -> float:
-    """Of the cores the recipe tells of, taken to multiply bfloat16, or of this machine's."""
-    told = recipe.hardware.cores
-    flags = frozenset({SERVER_FLAG}) if told else cpu_flags()
+    """Of the cores that work, taken to multiply bfloat16 where the recipe tells of them."""
+    flags = frozenset({SERVER_FLAG}) if recipe.hardware.cores else cpu_flags()
     each = next((t for flag, t in CORE_TFLOPS.items() if flag in flags), PLAIN_CORE_TFLOPS)
-    return (told or cores()) * each * 1e12 * CORE_SHARE
+    return _cores(recipe) * each * 1e12 * CORE_SHARE
+
+
+def _cores(recipe: Recipe) -> float:
+    """The recipe's or this machine's; of a cluster's those that actors may use."""
+    told, scale = recipe.hardware.cores or cores(), recipe.scale
+    return min(told, scale.actors * scale.cpus_per_actor) if scale.executor == "ray" else told
 
 
 def _teacher_devices(recipe: Recipe) -> int:
     actors = recipe.scale.actors if recipe.scale.executor == "ray" else 1
-    return actors * recipe.teacher.tensor_parallel * recipe.teacher.data_parallel
+    return actors * _devices_of_one_teacher(recipe)
+
+
+def _devices_of_one_teacher(recipe: Recipe) -> int:
+    return recipe.teacher.tensor_parallel * recipe.teacher.data_parallel
 
 
 def _student_devices(recipe: Recipe) -> int:
@@ -308,7 +332,7 @@ def _shown(work: Work, line: Line) -> str:
         hours = line.seconds / HOUR_S
         took = f"{hours:,.1f} h" if hours >= 1 else f"{line.seconds / 60:.0f} min"
         if line.on_cpu and work.on_gpus:
-            took += f" on {work.recipe.hardware.cores or cores()} cores"
+            took += f" on {_cores(work.recipe):g} cores"
         elif work.on_gpus:
             took += f" on {line.devices} GPU{'s' * (line.devices > 1)}"
     memory = f"  {line.memory}" if line.memory else ""
@@ -320,36 +344,11 @@ def _whole(recipe: Recipe, lines: list[Line]) -> str:
     on_gpus = sum((line.seconds or 0.0) * line.devices for line in lines) / HOUR_S
     text = f"in all         {hours:,.1f} h"
     if recipe.hardware.gpus:
-        text += f", {on_gpus:.0f} GPU-hours"
+        rented = hours * recipe.hardware.gpus
+        text += f", {rented:,.0f} GPU-hours, {on_gpus:,.0f} of them at work"
         if recipe.hardware.price_per_gpu_hour is not None:
-            text += f", {on_gpus * recipe.hardware.price_per_gpu_hour:,.0f} at the price given"
+            text += f"; {rented * recipe.hardware.price_per_gpu_hour:,.0f} at the price given"
     return text
-
-
-def _small_shares(work: Work) -> Iterator[str]:
-    """vLLM refuses to start in less than its model's weights and one sequence of full length."""
-    recipe, options = work.recipe, work.recipe.on_policy
-    if options.method == "none" or not work.on_gpus:
-        return
-    limit_gib = forecast_memory.limit_gib(recipe)
-    shares = []
-    if recipe.teacher.engine == "vllm":
-        each_gib = work.teacher.weights_bytes / forecast_memory.GIB / recipe.teacher.tensor_parallel
-        one_gib = forecast_memory.sequence_gib(work.teacher, recipe.teacher)
-        share = recipe.teacher.practice_memory_share
-        shares.append(("teacher.practice_memory_share", share, each_gib + one_gib))
-    if recipe.training.sampler == "vllm" and options.method != "exact":
-        kept_bytes = work.student.shape.kv_bytes() if work.student.shape else 0
-        one_bytes = kept_bytes * sampling_context(options.max_tokens)
-        each_gib = (work.student.weights_bytes + one_bytes) / forecast_memory.GIB
-        share = recipe.training.sampler_memory_share
-        shares.append(("training.sampler_memory_share", share, each_gib))
-    for name, share, wanted_gib in shares:
-        if share * limit_gib < wanted_gib:
-            yield (
-                f"warning: {name} {share:g} is {share * limit_gib:.1f} GiB, weights and one "
-                f"sequence want {wanted_gib:.1f} GiB"
-            )
 
 
 def _warnings(work: Work, lines: list[Line]) -> Iterator[str]:
@@ -363,7 +362,7 @@ def _warnings(work: Work, lines: list[Line]) -> Iterator[str]:
                 f"warning: {line.stage} wants {memory.wanted_gib:.1f} GiB "
                 f"where {memory.limit_gib:.1f} GiB are"
             )
-    yield from _small_shares(work)
+    yield from forecast_memory.small_shares(work.recipe, work.student, work.teacher)
     wanted = max((line.devices for line in lines), default=0)
     if work.on_gpus and wanted > work.recipe.hardware.gpus:
         gpus = work.recipe.hardware.gpus

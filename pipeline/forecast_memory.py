@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.model_shapes import Model, Shape
@@ -131,6 +132,46 @@ def practising(recipe: Recipe, student: Model, teacher: Model) -> Memory:
 def sampling_context(max_tokens: int) -> int:
     """Tokens of an attempt's prompt and text, at most."""
     return max(SAMPLING_CONTEXT_TOKENS, 2 * max_tokens)
+
+
+def grading_context(teacher: TeacherOptions, max_tokens: int, longest_bytes: int = 0) -> int:
+    """Tokens of what vLLM's teacher grades and goes on from: the student's prompts and texts, half
+    as many again for another tokenizer, the longest question and what the teacher is told besides
+    (a byte each)."""
+    told = [teacher.system, *(f"{e.question}{e.reasoning}{e.answer}" for e in teacher.examples)]
+    besides = sum(len(text.encode()) for text in told)
+    wanted = sampling_context(max_tokens) * 3 // 2 + besides + longest_bytes
+    return min(teacher.context_tokens, wanted)
+
+
+def small_shares(recipe: Recipe, student: Model, teacher: Model) -> Iterator[str]:
+    """Warnings of shares that vLLM would refuse to start in: of its model's weights, one sequence
+    of full length, and what it needs besides."""
+    options, training = recipe.on_policy, recipe.training
+    if options.method == "none" or not recipe.hardware.gpus:
+        return
+    shares = []
+    if recipe.teacher.engine == "vllm":
+        context = grading_context(recipe.teacher, options.max_tokens)
+        opened = recipe.teacher.model_copy(update={"context_tokens": context})
+        each_gib = teacher.weights_bytes / GIB / opened.tensor_parallel
+        each_gib += sequence_gib(teacher, opened)
+        shares.append(("teacher.practice_memory_share", opened.practice_memory_share, each_gib))
+    if training.sampler == "vllm" and options.method != "exact":
+        shape, each_bytes = student.shape, student.weights_bytes
+        if shape:
+            each_bytes += shape.kv_bytes() * sampling_context(options.max_tokens)
+            # What is handed over has a head of its own (`pipeline/vllm_sampler.py`).
+            each_bytes += 2 * shape.vocabulary * shape.hidden * shape.tied
+        share = training.sampler_memory_share
+        shares.append(("training.sampler_memory_share", share, each_bytes / GIB))
+    for name, share, each_gib in shares:
+        given_gib, wanted_gib = share * limit_gib(recipe), each_gib + RUNTIME_GIB
+        if given_gib < wanted_gib:
+            yield (
+                f"warning: {name} {share:g} is {given_gib:.1f} GiB, weights, one sequence and vLLM "
+                f"itself want {wanted_gib:.1f} GiB"
+            )
 
 
 def rows_at_a_time(recipe: Recipe, student: Model, share: float, tokens: int, most: int) -> int:

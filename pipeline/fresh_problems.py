@@ -2,8 +2,8 @@
 
     python -m pipeline.fresh_problems RUN
 
-Reads the run's `recipe.json` and its problems. JSON lines in: `{"seed"}` for a problem that stands
-on no side of the run, `{"problem", "text"}` for a verdict on a whole answer. JSON lines out, one
+Reads the run's `recipe.json` and its problems. JSON lines in: `{"seed"}` for a problem that nobody
+was trained on, `{"problem", "text"}` for a verdict on a whole answer. JSON lines out, one
 each: `{"problem"}`, `{"passed", "extracted"}`, or `{"error"}`.
 """
 
@@ -27,10 +27,11 @@ from serve.messages import Completion
 DRAWN = 64
 
 
-def fresh_problem(options: ProblemsOptions, seen: set[str], seed: int) -> Problem:
+def fresh_problem(options: ProblemsOptions, seen: set[str], learnt: set[str], seed: int) -> Problem:
     """A problem of one of the families that is not in `seen`. Raises DataError when there is none.
 
-    Runs without families give a problem of their files, seen or not.
+    Runs without families give a problem of their files, which are dealt out whole: one that is not
+    among those that were `learnt` from, though it may have been examined with.
     """
     draw = Random(content_key("chat", seed))  # noqa: S311
     if options.families:
@@ -45,21 +46,29 @@ def fresh_problem(options: ProblemsOptions, seen: set[str], seed: int) -> Proble
     problems = [p for file in options.files for p in jsonl_problems(Path(file))]
     if not problems:
         raise DataError("the run's recipe names no family and no file of problems")
-    return draw.choice(problems)
+    left = [p for p in problems if p.question not in learnt]
+    if not left:
+        raise DataError("all problems of the run's files were trained on")
+    return draw.choice(left)
 
 
 def main(run: Path) -> None:
     recipe = Recipe.model_validate_json((run / "recipe.json").read_text(encoding="utf-8"))
-    seen = {p.question for p in _problems(run)}
+    known = (
+        {p.question for p in _problems(run, "*")},
+        {p.question for side in ("train", "practice") for p in _problems(run, side)},
+    )
     with Judge() as judge:
         for line in sys.stdin:
-            print(json.dumps(_reply(json.loads(line), recipe, seen, judge)), flush=True)
+            print(json.dumps(_reply(json.loads(line), recipe, known, judge)), flush=True)
 
 
-def _reply(asked: dict[str, Any], recipe: Recipe, seen: set[str], judge: Judge) -> dict[str, Any]:
+def _reply(
+    asked: dict[str, Any], recipe: Recipe, known: tuple[set[str], set[str]], judge: Judge
+) -> dict[str, Any]:
     try:
         if "seed" in asked:
-            problem = fresh_problem(recipe.problems, seen, asked["seed"])
+            problem = fresh_problem(recipe.problems, *known, asked["seed"])
             return {"problem": problem.model_dump()}
         problem = Problem.model_validate(asked["problem"])
         said = Completion(
@@ -71,8 +80,8 @@ def _reply(asked: dict[str, Any], recipe: Recipe, seen: set[str], judge: Judge) 
         return {"error": str(error.args[0])}
 
 
-def _problems(run: Path) -> Iterator[Problem]:
-    for path in sorted((run / "01-problems").glob("*.jsonl")):
+def _problems(run: Path, side: str) -> Iterator[Problem]:
+    for path in sorted((run / "01-problems").glob(f"{side}.jsonl")):
         yield from read_records(path, Problem)
 
 

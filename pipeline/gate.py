@@ -8,7 +8,7 @@ undecided artifact is a row like any other; only broken input raises.
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import accumulate
@@ -28,7 +28,7 @@ from pipeline.ladder import Judged
 from pipeline.memory import give_back_memory, keep_freed_memory
 from pipeline.recipe import EvaluateOptions, GateOptions, StudentOptions
 from pipeline.records import Problem
-from pipeline.run import Context
+from pipeline.run import SCRATCH, Context
 from pipeline.store import read_records, write_json, write_records
 from pipeline.tasks.judge import Judge
 from quant.gate import ALPHA, GateVerdict, on_regression_cases, paired_verdict
@@ -39,11 +39,13 @@ from quant.stats import alpha_per_look
 from serve.catalogue import REGRESSION_CASES
 from serve.engines import load_engine
 
-STAGE_VERSION = 6
+STAGE_VERSION = 7
 LIBRARIES = (
     "llama-cpp-python",
     "onnxruntime",
+    "onnxruntime-gpu",
     "onnxruntime-genai",
+    "onnxruntime-genai-cuda",
     "gguf",
     "transformers",
     "torch",
@@ -63,8 +65,13 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     student, evaluation, options = config
     keep_freed_memory(one_heap=True)
     rungs = artifact_rungs(inputs, student, evaluation)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".reference-") as scratch:
-        proofs = _proofs(config, rungs, inputs, Path(scratch), context)
+    reference = out / SCRATCH / "reference"
+    shutil.rmtree(reference, ignore_errors=True)  # half a gigabyte that a killed proof left
+    reference.mkdir(parents=True)
+    try:
+        proofs = _proofs(config, rungs, inputs, reference, context)
+    finally:
+        shutil.rmtree(reference, ignore_errors=True)
     sound = [rung for rung in rungs if proofs[rung.name].fault is None]
     verdicts, more = _verdicts(config, sound, inputs, out, context)
     if REGRESSION_CASES in inputs:

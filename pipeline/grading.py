@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from pipeline.attempts import Attempt
 from pipeline.batches import batches_of, openings_of, with_openings
+from pipeline.forecast_memory import grading_context
 from pipeline.kept_answers import KeptAnswers
 from pipeline.methods.graded import text_for_teacher
 from pipeline.on_policy_options import OnPolicyOptions
@@ -18,6 +20,7 @@ from pipeline.records import Problem
 from pipeline.store import AppendLog, placed_records, record_at
 from pipeline.teacher import open_teacher
 from serve.engines.base import Engine
+from serve.errors import CannotDo
 from serve.messages import Completion, Grade, Message, Record, Request
 
 # Graded in one call: what is graded together agrees to the last bit only if asked together again.
@@ -55,10 +58,14 @@ class Grading:
         scratch: Path,
     ) -> None:
         self._teacher, self._options = teacher, options
-        self._openings = openings_of(map(self._asked, practice))
+        problems = list(practice)
+        self._openings = openings_of(map(self._asked, problems))
+        self._longest_bytes = max((len(p.question.encode()) for p in problems), default=0)
         self._engine: Engine | None = None
         self._grades = AppendLog(scratch / "grades.jsonl")
         self._said = KeptAnswers(scratch / "continuations.jsonl")
+        # Asked once: a server that does not grade is not asked again in every block.
+        self._cannot: CannotDo | None = None
         # Keys of the group that llama.cpp's slots hold.
         self._held: tuple[str, ...] = ()
         # Where the groups that a killed run left begin in the log: a grade is 2 KB a token in
@@ -96,7 +103,12 @@ class Grading:
             many = goes_on or self._teacher.engine in ("http", "vllm")
             slots = self._teacher.slots if many else GRADING_SLOTS
             share = self._teacher.practice_memory_share
-            teacher = self._teacher.model_copy(update={"slots": slots, "memory_share": share})
+            changed: dict[str, Any] = {"slots": slots, "memory_share": share}
+            if self._teacher.engine == "vllm":  # a share holds a sequence of full length, or none
+                longest = self._longest_bytes
+                context = grading_context(self._teacher, options.max_tokens, longest)
+                changed["context_tokens"] = context
+            teacher = self._teacher.model_copy(update=changed)
             prefixes = min(MOST_PREFIXES, max(1, len(self._openings)))
             self._engine = open_teacher(teacher, prefixes=prefixes)
         return self._engine
@@ -131,7 +143,14 @@ class Grading:
 
     def _graded(self, group: Sequence[Attempt]) -> tuple[Grade, ...]:
         requests = with_openings([self._request(attempt) for attempt in group], self._openings)
-        grades = tuple(self.engine.grade(requests, self._options.top_tokens))
+        if self._cannot is not None:
+            raise self._cannot
+        try:
+            grades = tuple(self.engine.grade(requests, self._options.top_tokens))
+        except CannotDo as error:
+            if not self._read_tokens:  # it never could
+                self._cannot = error
+            raise
         self._held = tuple(attempt.key for attempt in group)
         return grades
 

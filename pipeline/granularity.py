@@ -3,9 +3,10 @@
     python -m pipeline.granularity [RECIPE] [--run FOLDER] [--traces 20 40] [--views full answer …]
 
 Each size of supervision is tried twice: with the same traces for every view, and with the same
-number of supervised tokens (more traces, then more epochs, for views that take less of each) in the
-nearest number of updates that whole batches allow (of more examples, where they are short). Reads
-and, where they are missing, makes the problems and traces of the run; writes
+number of supervised tokens (more traces, then more epochs, for views that take less of each; all
+take them in the same order) in the nearest number of updates that whole batches allow (of more
+examples, where they are short). General data of the recipe are left out: no view is made of them.
+Reads and, where they are missing, makes the problems and traces of the run; writes
 `FOLDER/granularity/`: a folder a student, `granularity.json`, `granularity.md` and a plot.
 """
 
@@ -19,18 +20,21 @@ from pathlib import Path
 from pipeline.all import execute
 from pipeline.cells import Trained, trained
 from pipeline.examine import base_rung, examine
-from pipeline.granularity_table import Taught, as_json, plot, sentences, table
+from pipeline.granularity_table import Taught, Untaught, as_json, plot, sentences, table
 from pipeline.ladder import greedy
 from pipeline.memory import keep_freed_memory, start_again_on_huge_pages
 from pipeline.progress import Progress
 from pipeline.quiet import quieten
-from pipeline.recipe import Recipe
+from pipeline.recipe import GeneralOptions, Recipe, SuperviseOptions
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Problem, Trace
-from pipeline.run import Context, RunDir
+from pipeline.run import SCRATCH, Context, RunDir
 from pipeline.store import read_records, write_file, write_json
 from pipeline.tasks.judge import Judge
+from pipeline.transfer import ask_rung
+from pipeline.transfer_questions import Questions
 from pipeline.transfer_suites import Suites, add_suites, asked_suites
+from pipeline.transfer_summary import right_by_suite
 from pipeline.views import CONTROL, VIEWS
 from serve.errors import DataError, Interrupted, RetortError
 
@@ -59,6 +63,7 @@ def study(
         raise DataError(f"{max(sizes)} traces a student wanted, {kept} kept in {run.root}")
     found = []
     asked = (problems, suites)
+    recipe = recipe.model_copy(update={"general": GeneralOptions()})
     for size in sizes:
         reference = _teach(run, recipe, REFERENCE, size, asked, progress)
         for view in views:
@@ -95,8 +100,12 @@ def _teach(
 
 
 def untaught(
-    run: RunDir, recipe: Recipe, problems: Sequence[Problem], progress: Progress
-) -> dict[str, bool]:
+    run: RunDir,
+    recipe: Recipe,
+    problems: Sequence[Problem],
+    suites: tuple[Suites, Path],
+    progress: Progress,
+) -> Untaught:
     """What the base student gets right in the prompt that suits it best.
 
     Students of some views are asked with the brief one; to be better, they must not owe it to that.
@@ -106,10 +115,15 @@ def untaught(
     found = []
     with Judge() as judge:
         context = Context.of(recipe, progress)
-        for name, student in {"base": recipe.student, "base-brief": recipe.student.brief()}.items():
-            rung, folder = base_rung(student, options), run.root / FOLDER / name
-            found.append(greedy(examine(rung, problems, options, folder, judge, context)))
-    return max(found, key=lambda right: sum(right.values()))
+        for name, view in {"base": "full", "base-brief": "answer"}.items():
+            asked = recipe.model_copy(update={"supervise": SuperviseOptions(view=view)})
+            rung, folder = base_rung(asked.asked_student, options), run.root / FOLDER / name
+            fresh = greedy(examine(rung, problems, options, folder, judge, context))
+            questions = Questions(run.root, asked, suites, [])
+            log = folder / SCRATCH / "suites.jsonl"
+            rows = ask_rung(rung, questions, log, judge, context, sampled=False)
+            found.append(Untaught(fresh, right_by_suite(rows)))
+    return max(found, key=lambda untaught: sum(untaught.right.values()))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         wanted = (options.traces, options.views, options.items)
         found = study(run, recipe, *wanted, asked, progress)
         problems = list(read_records(run.root / "01-problems" / "eval.jsonl", Problem))
-        base = untaught(run, recipe, problems[: options.items], progress)
+        base = untaught(run, recipe, problems[: options.items], asked, progress)
     except RetortError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -153,7 +167,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--traces", type=int, nargs="+", default=[20, 40], metavar="N")
     views = [view for view in VIEWS if view != CONTROL]
     parser.add_argument("--views", nargs="+", choices=list(VIEWS), default=views)
-    parser.add_argument("--items", type=int, default=100, help="evaluation items a student")
+    parser.add_argument(
+        "--items",
+        type=int,
+        default=100,
+        help="evaluation items a student; another number teaches all students again",
+    )
     add_suites(parser, share=0.1)
     parser.add_argument("--margin", type=float, default=5.0, help="points that may be lost")
     return parser

@@ -41,6 +41,13 @@ class Taught(NamedTuple):
     reason: str
 
 
+class Untaught(NamedTuple):
+    """What the base student gets right: by item, and by suite and item."""
+
+    right: dict[str, bool]
+    suites: dict[str, dict[str, bool]]
+
+
 class Judgement(NamedTuple):
     """What one part of the study (an arm at a size) allows to say.
 
@@ -94,15 +101,18 @@ def parts_of(found: Sequence[Taught]) -> list[tuple[Arm, int, list[Taught]]]:
     return [(arm, n, [t for t in found if (t.size, t.arm) == (n, arm)]) for n, arm in keys]
 
 
-def table(found: Sequence[Taught], base: dict[str, bool], margin_points: float) -> str:
+def table(found: Sequence[Taught], base: Untaught, margin_points: float) -> str:
     """Markdown, a table a part."""
-    items = len(base)
-    share = sum(base.values()) / items
+    items = len(base.right)
+    share = sum(base.right.values()) / items
+    suites = _suites(base.suites)
     lines = [
-        f"{items} fresh items; base student {100 * share:.1f} %. Intervals: 95 % each; suites: %."
+        f"{items} fresh items; base student {100 * share:.1f} %"
+        + (f" ({suites})" if suites else "")
+        + ". Intervals: 95 % each; suites: %."
     ]
     for arm, size, part in parts_of(found):
-        said = judge(part, base, margin_points)
+        said = judge(part, base.right, margin_points)
         lines += ["", f"**{size} traces of view full, {EQUAL[arm]}**", "", _row(HEAD)]
         lines.append(_row(["---"] * len(HEAD)))
         lines += [_row(_cells(taught, said, share)) for taught in part]
@@ -126,14 +136,18 @@ def _cells(taught: Taught, said: Judgement | None, base_share: float) -> list[st
         if taught.view == said.best
         else f"{100 * difference:+.1f} [{100 * worst:+.1f}, {100 * most:+.1f}]",
         f"{gained:+.2f}",
-        ", ".join(
-            f"{name} {100 * sum(right.values()) / len(right):.0f}"
-            for name, right in student.suites.items()
-            if right
-        ),
+        _suites(student.suites),
         f"{student.mean_answer_tokens:.0f}",
         f"{student.took_s / 60:.1f}",
     ]
+
+
+def _suites(suites: dict[str, dict[str, bool]]) -> str:
+    return ", ".join(
+        f"{name} {100 * sum(right.values()) / len(right):.0f}"
+        for name, right in suites.items()
+        if right
+    )
 
 
 def _points_a_thousand(student: Trained, base_share: float) -> float:
@@ -144,39 +158,49 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def sentences(found: Sequence[Taught], base: dict[str, bool], margin_points: float) -> str:
+def sentences(found: Sequence[Taught], base: Untaught, margin_points: float) -> str:
     """One claim a part, no stronger than its intervals, each of which holds by itself."""
     lines = []
-    share = sum(base.values()) / len(base)
     for arm, size, part in parts_of(found):
-        said = judge(part, base, margin_points)
-        place = f"{size} traces, {EQUAL[arm]}"
-        if said is None:
-            lines.append(f"- {place}: no view could be made.")
-        elif not said.learned:
-            lines.append(
-                f"- {place}: no claim. The best, {said.best}, is not shown to be better than the "
-                f"base student on {len(base)} items."
-            )
-        else:
-            smallest = next(t.student for t in part if t.view == said.smallest and t.student)
-            gained = f"{_points_a_thousand(smallest, share):+.2f} points a 1,000 supervised tokens"
-            lines.append(
-                f"- {place}: {said.best} is best, {gained}; no smaller view is shown both to stay "
-                f"within {margin_points:g} points of it and to be better than the base student."
-                if said.smallest == said.best
-                else f"- {place}: the smallest supervision that still transfers is "
-                f"{said.smallest}: within {margin_points:g} points of the best, {said.best}; "
-                f"{gained}."
-            )
+        said = judge(part, base.right, margin_points)
+        claim = _claim(part, said, base.right, margin_points)
+        lines.append(f"- {size} traces, {EQUAL[arm]}: {claim}")
     return "\n".join(lines) + "\n"
 
 
-def as_json(found: Sequence[Taught], base: dict[str, bool], margin_points: float) -> dict[str, Any]:
+def _claim(
+    part: Sequence[Taught], said: Judgement | None, base: dict[str, bool], margin_points: float
+) -> str:
+    if said is None:
+        return "no view could be made."
+    if not said.learned:
+        return (
+            f"no claim. The best, {said.best}, is not shown to be better than the base student on "
+            f"{len(base)} items."
+        )
+    students = {t.view: t.student for t in part if t.student is not None}
+    smallest = students[said.smallest]
+    gained = _points_a_thousand(smallest, sum(base.values()) / len(base))
+    worth = f"{gained:+.2f} points a 1,000 supervised tokens"
+    named = f"the smallest supervision that still transfers is {said.smallest}"
+    if said.smallest != said.best:
+        return f"{named}: within {margin_points:g} points of the best, {said.best}; {worth}."
+    if all(s.tokens_per_trace >= smallest.tokens_per_trace for s in students.values()):
+        return f"{named}, which is also the best; {worth}."
+    others = [found for view, found in said.differences.items() if view != said.best]
+    narrowest = 100 * min(difference - low for difference, (low, _) in others)
+    return (
+        f"{said.best} is best, {worth}; no smaller view is shown both to stay within "
+        f"{margin_points:g} points of it and to be better than the base student (intervals on "
+        f"{len(base)} items reach {narrowest:.1f} points below a difference, or more)."
+    )
+
+
+def as_json(found: Sequence[Taught], base: Untaught, margin_points: float) -> dict[str, Any]:
     """All of it, for other programs: `granularity.json`."""
     parts = []
     for arm, size, part in parts_of(found):
-        said = judge(part, base, margin_points)
+        said = judge(part, base.right, margin_points)
         students = [
             {
                 "view": t.view,
@@ -193,10 +217,15 @@ def as_json(found: Sequence[Taught], base: dict[str, bool], margin_points: float
                 "students": students,
             }
         )
-    return {"margin_points": margin_points, "base": base, "parts": parts}
+    return {
+        "margin_points": margin_points,
+        "base": base.right,
+        "base_suites": base.suites,
+        "parts": parts,
+    }
 
 
-def plot(found: Sequence[Taught], base: dict[str, bool]) -> str:
+def plot(found: Sequence[Taught], base: Untaught) -> str:
     """Accuracy over supervised tokens, a colour a view. Filled: equal traces; hollow: tokens."""
     figure = Figure(figsize=(8, 4))
     axes = figure.subplots()
@@ -218,10 +247,11 @@ def plot(found: Sequence[Taught], base: dict[str, bool]) -> str:
             capsize=3,
             label=taught.view if taught is first else None,
         )
-    axes.axhline(100 * sum(base.values()) / len(base), color="#555555", linestyle=":")
+    right = base.right
+    axes.axhline(100 * sum(right.values()) / len(right), color="#555555", linestyle=":")
     axes.set_xscale("log")
     axes.set_xlabel("supervised tokens of all epochs (filled: equal traces, hollow: equal tokens)")
-    axes.set_ylabel(f"correct, % of {len(base)} items")
+    axes.set_ylabel(f"correct, % of {len(right)} items")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return svg_text(figure)

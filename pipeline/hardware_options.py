@@ -8,7 +8,8 @@ from serve.messages import Record
 
 
 class HardwareOptions(Record):
-    """Read by `--dry-run` alone: what a run does is said by `teacher`, `training` and `scale`."""
+    """Read by `--dry-run`, and to refuse an actor with fewer GPUs than its teacher wants: what a
+    run does is said by `teacher`, `training` and `scale`."""
 
     gpus: int = Field(0, ge=0, le=65_536, description="in all; 0: this machine's processors")
     gpu_memory_gib: float | None = Field(None, gt=0.0, description="of one, as 24 or 80")

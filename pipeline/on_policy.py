@@ -33,7 +33,7 @@ from pipeline.tasks.judge import Judge
 from serve.errors import DataError, TrainingDiverged
 from serve.models import file_sha256, resolve_model
 
-STAGE_VERSION = 6
+STAGE_VERSION = 7
 LIBRARIES = (
     "torch",
     "transformers",
@@ -109,6 +109,8 @@ def _exact(
     from pipeline.exact import refine_exact
 
     teacher, student, _ = config
+    for name in ("attempts.jsonl", OWN_ANSWERS):  # of a graded method that was here before
+        (out / name).unlink(missing_ok=True)
     folder = resolve_model(teacher.model, teacher.sha256)
     examples = _replayable(checkpoint, options)
     rows = refine_exact(
@@ -162,8 +164,10 @@ def _graded(
     tokens = options.batch_lessons * longest
     said = context.training.gradient_checkpointing
     again = layers_again(said, checkpoint, tokens, PRACTICE_KEPT_SHARE)
-    handed = scratch / "handed"
-    sampler = Sampler(checkpoint, student, options.max_tokens, again, context.training, handed)
+    handed, questions = scratch / "handed", [p.question for p in (*practice, *held_out)]
+    sampler = Sampler(
+        checkpoint, student, options.max_tokens, again, context.training, handed, questions
+    )
     asked = Grading(teacher, options, practice, scratch)
     with closing(sampler), Judge() as judge, asked as grading:
         refiner = Refiner(

@@ -83,6 +83,13 @@ def practice_section(
             f"<p class=note>Attempts at problems never met before, and the loss of every update in "
             f"nats a place. Updates skipped as broken: {skipped}.</p>"
         )
+    elif rows:  # of exact, a row an update
+        taken = [row for row in rows if row["loss_nats"] is not None]
+        parts.append(f"<figure>{plots.loss_svg(taken)}</figure>")
+        parts.append(
+            f"<p class=note>The loss of every update, nats a token. Updates skipped as broken: "
+            f"{rows[-1]['skipped_updates']}.</p>"
+        )
     if looks:
         parts.append(f"<figure>{plots.looks_svg(looks)}</figure>")
         parts.append(table(*_look_cells(looks)))

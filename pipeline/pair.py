@@ -15,7 +15,15 @@ from contextlib import suppress
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline.pair_checks import Finding, findings, shown_examples, student_findings
+from pipeline.on_policy_options import Method
+from pipeline.pair_checks import (
+    Finding,
+    findings,
+    practice_findings,
+    shown_examples,
+    shown_view,
+    student_findings,
+)
 from pipeline.pair_forecast import forecast
 from pipeline.pair_method import choose_method
 from pipeline.quiet import quieten
@@ -59,14 +67,21 @@ def examine_pair(recipe: Recipe, console: Console) -> list[Finding]:
     for finding in found:
         console.print(f"[{COLOURS[finding.kind]}]{finding.kind:8}[/] {escape(finding.text)}")
     _must_not_refuse(found)
+    method: Method = "none"
     if recipe.on_policy.method != "none":
         choice = choose_method(recipe.teacher, recipe.on_policy, checkpoint)
         console.print(f"[green]{'method':8}[/] {choice.method}: {choice.why}")
-    console.print("\nwhat is learnt from (three worked examples; loss on the green part alone):")
-    for text in shown_examples(recipe, checkpoint):
+        method = choice.method
+        for finding in practice_findings(recipe, method):
+            console.print(f"[{COLOURS[finding.kind]}]{finding.kind:8}[/] {escape(finding.text)}")
+    view = shown_view(recipe)
+    console.print(
+        f"\nwhat view {view} learns from (three worked examples; loss on the green part alone):"
+    )
+    for text in shown_examples(recipe, checkpoint, view):
         console.print(text)
         console.print()
-    for line in forecast(recipe, checkpoint):
+    for line in forecast(recipe, checkpoint, method):
         console.print(line, highlight=False)
     return found
 

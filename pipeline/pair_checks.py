@@ -4,26 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jinja2 import TemplateError
 from rich.text import Text
 
+from pipeline.on_policy_options import PRESETS, Method
 from pipeline.prompts import student_messages
-from pipeline.recipe import Recipe
-from pipeline.records import Problem
+from pipeline.recipe import Recipe, WorkedExample
+from pipeline.records import Problem, Trace, Verdict
 from pipeline.shared_vocabulary import shared_vocabulary
-from pipeline.supervise import end_of_turn, example_of, rendered_answer
+from pipeline.supervise import end_of_turn, rendered_answer, supervised_tokens
 from pipeline.teacher import open_teacher
+from pipeline.views import CONTROL, VIEWS, Material
 from serve.engines.base import Engine
 from serve.engines.token_bytes import token_bytes
 from serve.errors import CannotDo
+from serve.messages import Completion
 from serve.reasoning import CLOSE_TAG, OPEN_TAG
 
 # Below this share of the student's tokens, most places have nothing but the tail bucket.
 RISKY_SHARE = 0.3
 SHOWN = 3
+# Views that take more than a worked example: measured lines, wrong attempts, other problems.
+NOT_OF_ONE_TRACE, REFERENCE = ("steps", "errors", CONTROL), "full"
+_GRADED_ONLY = {"forward_above_nats", "top_tokens"}
+# What a method has no use for.
+UNHEEDED: dict[str, frozenset[str]] = {
+    "exact": frozenset(
+        _GRADED_ONLY
+        | {"passes", "learn_from", "right_as_examples", "continuations", "merge", "mistake_below"}
+        | {"advantage_limit_nats", "ratio_limit", "continuation_temperature"}
+    ),
+    "span": frozenset({*_GRADED_ONLY, "beta"}),
+    "recover": frozenset({"beta", "forward_above_nats", "advantage_limit_nats", "ratio_limit"}),
+}
 Kind = Literal["fine", "note", "risk", "refused"]
 
 
@@ -109,8 +126,27 @@ def _teacher_findings(recipe: Recipe, tokenizer: Any, teacher: Engine) -> Iterat
         "fine" if alike else "risk",
         "digits are cut alike on both sides" if alike else "one side has tokens of several digits",
     )
+
+
+def practice_findings(recipe: Recipe, method: Method) -> Iterator[Finding]:
+    """What practice by the method that will run does with the recipe's words."""
     form = "with" if recipe.teacher.writes_tags else "without"
-    yield Finding("note", f"teacher is graded in its own prompt, {form} {OPEN_TAG} tags")
+    yield Finding(
+        "note",
+        "teacher reads the student's own prompt, without worked examples"
+        if method == "exact"
+        else f"teacher grades in its own prompt, {form} {OPEN_TAG} tags",
+    )
+    options = recipe.on_policy
+    said = options.model_fields_set - PRESETS.get(options.preset, {}).keys()
+    for name in sorted(said & UNHEEDED.get(method, frozenset())):
+        yield Finding("note", f"on_policy.{name} changes nothing for method {method}")
+
+
+def shown_view(recipe: Recipe) -> str:
+    """The recipe's view where it can be made of a worked example, else the whole."""
+    view = recipe.supervise.view
+    return REFERENCE if view in NOT_OF_ONE_TRACE else view
 
 
 def _rows_of_the_head(checkpoint: Path) -> int:
@@ -120,18 +156,32 @@ def _rows_of_the_head(checkpoint: Path) -> int:
     return int(config.get_text_config().vocab_size)
 
 
-def shown_examples(recipe: Recipe, checkpoint: Path) -> list[Text]:
-    """Three worked examples as they would be trained on: prompt dim, supervised tokens green."""
+def shown_examples(recipe: Recipe, checkpoint: Path, view: str) -> list[Text]:
+    """Worked examples as they would be trained on: prompt dim, supervised tokens green."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    worked = [_as_trace(example) for example in recipe.teacher.examples[:SHOWN]]
+    length = partial(supervised_tokens, tokenizer=tokenizer)
     texts = []
-    for example in recipe.teacher.examples[:SHOWN]:
-        problem = Problem(question=example.question, answer=example.answer, family="worked")
-        shown = example_of("shown", problem, example.reasoning, example.answer, recipe.student)
+    for shown in VIEWS[view](Material(worked, recipe.student, recipe.supervise, length)):
         ids, first = rendered_answer(shown, tokenizer)
         text = Text(tokenizer.decode(ids[:first]), style="dim")
         text.append(tokenizer.decode(ids[first:]), style="green")
         text.append(f"  [{first} tokens of prompt, {len(ids) - first} learnt]", style="cyan")
         texts.append(text)
     return texts
+
+
+def _as_trace(example: WorkedExample) -> Trace:
+    problem = Problem(question=example.question, answer=example.answer, family="worked")
+    text = f"{example.reasoning.strip()}\nAnswer: {example.answer}"
+    return Trace(
+        key=problem.key,
+        problem=problem,
+        sample=0,
+        model="",
+        prompt_sha256="",
+        completion=Completion(text=text, finish="stop", prompt_tokens=0, completion_tokens=0),
+        verdict=Verdict(passed=True, reason="correct", extracted=example.answer, verifier=""),
+    )

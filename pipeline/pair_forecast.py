@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from contextlib import closing
 from pathlib import Path
 
 from pipeline.forecast_memory import TRAINED_BYTES, disk_gb, machine_gib
+from pipeline.on_policy_options import Method
+from pipeline.practice_counts import block_counts
 from pipeline.prompts import student_messages, teacher_messages
 from pipeline.recipe import Recipe
 from pipeline.teacher import open_teacher
@@ -22,8 +23,11 @@ GB = 1e9
 SHORT = Sampling(max_tokens=64)
 
 
-def forecast(recipe: Recipe, checkpoint: Path) -> Iterator[str]:
-    """Lines for people. Times come from answers measured now, on this machine as it is."""
+def forecast(recipe: Recipe, checkpoint: Path, method: Method) -> Iterator[str]:
+    """Lines for people. Times come from answers measured now, on this machine as it is.
+
+    `method` is the one of practice that will run.
+    """
     weights = parameters_of(checkpoint)
     teacher_gb = _teacher_bytes(recipe) / GB
     practising = recipe.on_policy.method != "none"
@@ -46,22 +50,22 @@ def forecast(recipe: Recipe, checkpoint: Path) -> Iterator[str]:
         return
     graded_s, sampled_s = measured(recipe, checkpoint)
     options = recipe.on_policy
-    everything = options.learn_from == "all"
-    graded = options.block_attempts * (1.0 if everything else 0.5)
-    learnt = options.block_attempts if everything or options.right_as_examples else graded
-    updates = math.ceil((learnt + options.replay) * options.passes / options.batch_lessons)
+    block = block_counts(options, method)
     # A continuation took as long as a grade where both were measured (docs/notes.md).
-    asked_s = graded * graded_s * (2 if options.continuations else 1)
+    asked_s = (block.grades + block.continuations) * graded_s
     # A forward and a backward pass of the student cost three readings of the same tokens.
     teacher = teacher_weights(recipe, of=parameters_of)
     update_s = 3 * graded_s * options.batch_lessons * weights / teacher if teacher else 0.0
     pace = f"about {update_s:.1f} s" if teacher else "an unknown pace, left out"
-    block_s = options.block_attempts * sampled_s + asked_s + updates * update_s
+    looks = options.watch_problems * options.watch_samples if options.watch_blocks else 0
+    looks *= 1 + options.blocks // max(1, options.watch_blocks)
+    block_s = block.attempts * sampled_s + asked_s + block.updates * update_s
+    whole_s = options.blocks * block_s + looks * sampled_s
     yield (
         f"practice {options.blocks} blocks of about {block_s:.0f} s "
-        f"({options.block_attempts} attempts at {sampled_s:.2f} s, about {graded:.0f} grades at "
-        f"{graded_s:.2f} s, {updates} updates at {pace}): "
-        f"{options.blocks * block_s / 60:.0f} minutes"
+        f"({block.attempts} attempts at {sampled_s:.2f} s, about {block.grades:.0f} grades and "
+        f"{block.continuations:.0f} continuations at {graded_s:.2f} s, {block.updates} updates at "
+        f"{pace}): {whole_s / 60:.0f} minutes"
     )
 
 

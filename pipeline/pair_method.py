@@ -10,8 +10,9 @@ from pipeline.on_policy_options import Method, OnPolicyOptions
 from pipeline.prompts import teacher_messages
 from pipeline.recipe import TeacherOptions
 from pipeline.teacher import open_teacher
+from serve.engines.http import NotUnderstood
 from serve.errors import CannotDo, DataError
-from serve.messages import Request
+from serve.messages import Message, Request, Sampling
 from serve.models import resolve_model
 
 
@@ -23,8 +24,20 @@ class Choice(NamedTuple):
 def choose_method(teacher: TeacherOptions, options: OnPolicyOptions, checkpoint: Path) -> Choice:
     """The recipe's own method if it can work, else what fits. Raises DataError with the reason.
 
-    Only a server has to be asked whether it grades: one answer of one token.
+    Only a server has to be asked whether it grades, and goes on: answers of a few tokens.
     """
+    choice = _chosen(teacher, options, checkpoint)
+    goes_on = choice.method == "recover" or (options.continuations and choice.method != "exact")
+    if teacher.engine == "http" and goes_on and not _goes_on(teacher):
+        raise DataError(
+            "the server does not go on from words that it is given (continue_final_message), which "
+            "recover and continuations need",
+            hint='on_policy.method = "span" and continuations = false need prompt_logprobs alone',
+        )
+    return choice
+
+
+def _chosen(teacher: TeacherOptions, options: OnPolicyOptions, checkpoint: Path) -> Choice:
     if options.method not in ("auto", "none"):
         _must_work(teacher, options.method, checkpoint)
         return Choice(options.method, "as the recipe says")
@@ -84,3 +97,16 @@ def _grades(teacher: TeacherOptions) -> bool:
         except CannotDo:
             return False
     return True
+
+
+def _goes_on(teacher: TeacherOptions) -> bool:
+    """Whether what it says next follows from what was begun for it."""
+    asked = (Message(role="user", content="Count from 1 to 12. Numbers and commas only."),)
+    counted = "1, 2, 3, 4, 5, 6, 7, 8, 9,"
+    request = Request(key="probe", messages=asked, begun=counted, sampling=Sampling(max_tokens=4))
+    with closing(open_teacher(teacher)) as engine:
+        try:
+            ((_, said),) = engine.generate([request])
+        except NotUnderstood:
+            return False
+    return said.text.lstrip().startswith("10")

@@ -21,8 +21,9 @@ from pipeline.store import write_records
 from pipeline.tasks.files import dataset_problems, jsonl_problems
 from pipeline.tasks.judge import Judge
 from serve.errors import DataError
+from serve.messages import Completion
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 LIBRARIES = ("reasoning-gym", "math-verify", "datasets")
 # A small family repeats itself: look at this many times the wanted size before giving up.
 OVERDRAW = 8
@@ -131,10 +132,14 @@ def _prove(problems: list[Problem]) -> None:
 
 
 def _prove_one(judge: Judge, family: str, problem: Problem, other: str | None) -> None:
-    if judge.judge(problem, problem.answer).passed is not True:
+    said = Completion(
+        text=f"Answer: {problem.answer}", finish="stop", prompt_tokens=0, completion_tokens=0
+    )
+    if judge.verdict(problem, said).passed is not True:
         raise DataError(
-            f"family {family}: its verifier refuses its own answer {problem.answer!r} "
-            f"to {problem.question!r}"
+            f"family {family}: its own answer {problem.answer!r} to {problem.question!r} is not "
+            "found right after 'Answer:'",
+            hint="an answer is read from one line" if "\n" in problem.answer.strip() else None,
         )
     for wrong in ("", other):
         if wrong is not None and judge.judge(problem, wrong).passed is not False:

@@ -15,6 +15,7 @@ from pipeline.hardware_options import HardwareOptions
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.scale_options import ScaleOptions
 from pipeline.training_options import TrainingOptions
+from quant.gguf import FILE_TYPES
 from serve.messages import Record
 from serve.reasoning import OPEN_TAG, TagsName
 
@@ -258,7 +259,10 @@ class GgufOptions(Record):
     )
 
     @model_validator(mode="after")
-    def _bits_need_an_imatrix(self) -> GgufOptions:
+    def _can_be_written(self) -> GgufOptions:
+        for kind in sorted(set(self.types) - set(FILE_TYPES)):
+            known = ", ".join(sorted(FILE_TYPES))
+            raise ValueError(f"unknown GGUF type {kind!r}; there are {known}")
         if self.bits and not self.imatrix_tokens:
             raise ValueError("bits need imatrix_tokens above 0")
         return self
@@ -298,6 +302,11 @@ class EvaluateOptions(Record):
     def greedy(self) -> EvaluateOptions:
         """The same without samples."""
         return self.model_copy(update={"k_items": 0})
+
+    @property
+    def plain(self) -> EvaluateOptions:
+        """Nothing but what decides whether a model can solve a problem: no samples, no waits."""
+        return EvaluateOptions(max_tokens=self.max_tokens, slots=self.slots, k_items=0)
 
 
 class GateOptions(Record):

@@ -8,11 +8,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.on_policy_options import PRESETS
 from pipeline.recipe import Recipe
 from serve.errors import DataError, RecipeError
 
 FOLDER = Path(__file__).parent / "recipes"
 EXTENDS, ANEW = "extends", "anew"
+# The one option that stands for others.
+PRESET = "on_policy.preset="
 
 
 def find_recipe(name: str) -> Path:
@@ -35,8 +38,12 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     Raises RecipeError with the file, the field and the value that was refused.
     """
     data = _read(path, ())
-    for override in overrides:
+    for override in sorted(overrides, key=lambda text: not text.startswith(PRESET)):
         _apply(data, override)
+        if override.startswith(PRESET):  # goes before what the file says, as a file's own would not
+            section = data["on_policy"]
+            for key in PRESETS.get(section["preset"], {}):
+                section.pop(key, None)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:

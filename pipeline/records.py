@@ -67,12 +67,16 @@ class Trace(Record):
 
 
 class Example(Record):
-    """One supervised example: the student's prompt as turns, and the text it learns to write."""
+    """One supervised example: the student's prompt as turns, and the text it learns to write.
+
+    `trace`: the key of the trace it was made of, if it was made of one.
+    """
 
     key: str
     family: str
     prompt: tuple[dict[str, str], ...]
     completion: str
+    trace: str = ""
 
 
 class General(Record):

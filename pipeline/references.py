@@ -2,7 +2,8 @@
 
 Reads `traces.jsonl`; asks each reference model the problems that have a right trace, greedily, and
 writes `references.jsonl` sorted by problem: who solved it. The references are the untrained student
-and the teacher without its worked examples (s1 used two models of other sizes).
+and the teacher without its worked examples (s1 used two models of other sizes); both end their
+thinking where they like, whatever the recipe's evaluation does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pipeline.store import read_records, write_records
 from pipeline.tasks.judge import Judge
 from pipeline.teacher import open_teacher, teacher_identity
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 LIBRARIES = ("llama-cpp-python", "transformers", "torch", "reasoning-gym", "math-verify")
 ZERO_SHOT = "teacher without examples"
 
@@ -31,11 +32,10 @@ Config = tuple[TeacherOptions, StudentOptions, EvaluateOptions]
 
 def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Ask and judge. Raises EngineError when a reference cannot answer."""
-    teacher, student, options = config
+    teacher, student, alone = config
     traces = read_records(inputs["02-traces"] / "traces.jsonl", Trace)
     by_key = {t.problem.key: t.problem for t in traces if t.verdict.passed}
     problems = [problem for _, problem in sorted(by_key.items())]
-    alone = options.greedy
     teacher_tokens = 0
     solved: dict[str, list[str]] = {problem.key: [] for problem in problems}
     keep_freed_memory(one_heap=True)

@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from pipeline.sampler import Sampler
 from pipeline.store import AppendLog, read_records
 from pipeline.tasks.judge import Judge
 from pipeline.teaching import Teaching
+from pipeline.tracking import following
 from pipeline.update import Guard, backward, update
 from pipeline.watching import Watching
 
@@ -79,12 +80,17 @@ class Refiner:
     def run(self, practice: Sequence[Problem]) -> list[Row]:
         """All blocks that are not done. Raises TrainingDiverged, EngineError, DiskError."""
         options, start = self._options, self._restore()
-        with self._context.progress.bar("practice", 3 * options.blocks) as bar:
+        trackers = self._context.training.report_to
+        with (
+            self._context.progress.bar("practice", 3 * options.blocks) as bar,
+            following(trackers, "practice") as tell,
+        ):
             bar.known(3 * start)
             if not self.watching.looks:
                 self.watching.look(0)
             for block in range(start, options.blocks):
                 self.step(problems_of_block(practice, options, block), block, bar.advance)
+                self._told(tell)
                 if block + 1 == options.blocks and options.merge < 1:
                     self.sampler.merge(self.sampler.checkpoint, options.merge)
                 if self.watching.ends_practice(block + 1):
@@ -105,6 +111,16 @@ class Refiner:
         self.rows.append(self._row(block, attempts, lessons, losses))
         return self.rows[-1]
 
+    def _told(self, tell: Callable[[Mapping[str, float], int], None]) -> None:
+        """The newest block's numbers, by update."""
+        *before, row = self.rows
+        done = sum(r["updates"] for r in before)
+        for number, loss_nats in enumerate(row["losses_nats"], done + 1):
+            if loss_nats is not None:
+                tell({"train/loss": loss_nats}, number)
+        share = row["right"] / max(1, row["attempts"])
+        tell({"train/right_share": share, "train/beta": row["beta"]}, done + row["updates"])
+
     def _restore(self) -> int:
         """Go on from the newest state; the number of blocks that are done."""
         counters = load_state(self._scratch, self.sampler.model, self._optimizer)
@@ -122,9 +138,9 @@ class Refiner:
         """Those of a block, sampled unless they are known; kept all at once."""
         wanted = len(problems) * self._options.samples
         if len(self._known[block]) < wanted:  # a power loss may have left a part of them
-            known = {attempt.key for attempt in self._known[block]}
+            known = {attempt.key: attempt for attempt in self._known[block]}
             with self._timed("sampling", one_heap=True):
-                self._known[block] = sample_attempts(
+                sampled = sample_attempts(
                     self.sampler.answering(),
                     self._judge,
                     problems,
@@ -134,7 +150,9 @@ class Refiner:
                     block,
                 )
             with AppendLog(self._attempts_path) as log:
-                log.append([a for a in self._known[block] if a.key not in known])
+                log.append([a for a in sampled if a.key not in known])
+            # vLLM writes other words the second time; grades are kept for the first.
+            self._known[block] = [known.get(a.key, a) for a in sampled]
         return self._known.pop(block)
 
     def _learn(self, lessons: Sequence[Lesson], block: int) -> list[float]:

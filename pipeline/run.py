@@ -31,14 +31,14 @@ from pipeline.training_options import TrainingOptions
 from serve.errors import BusyRun, DiskError, RetortError
 from serve.hardware import device_name
 from serve.messages import Record
-from serve.models import artifact_sha256, file_sha256
+from serve.models import content_sha256, file_sha256
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
 
 log = logging.getLogger("retort")
 
-SCRATCH = "scratch"
+SCRATCH, ABSENT = "scratch", "absent"
 Counts = Mapping[str, Any]
 
 
@@ -97,7 +97,8 @@ class Stage:
 
     `files` names its outputs when it shares a folder with others (the report, in the run's root).
     `reads` names files in the run's root that people may write, and that it uses where they are.
-    `sources` are files and folders of their own that its config names, among other things.
+    `sources` are files and folders of their own that its config names, among other things: what
+    people wrote, and models that no hash was given for.
     """
 
     name: str
@@ -111,7 +112,7 @@ class Stage:
     def sources_now(self) -> dict[str, str]:
         """sha256 of those sources that are here: one that moved away since proves nothing."""
         there = [name for name in self.sources if Path(name).exists()]
-        return {name: artifact_sha256(Path(name)) for name in there}
+        return {name: content_sha256(Path(name)) for name in there}
 
     def changed_source(self, manifest: Manifest) -> str | None:
         """The first source that is not as it was when the stage was done."""
@@ -161,7 +162,7 @@ class RunDir:
             seed,
             [part.model_dump(mode="json") for part in parts],
             {name: [m.fingerprint, m.files] for name, m in sorted(inputs.items())},
-            {name: _version(name) for name in stage.module.LIBRARIES},
+            {name: package_version(name) for name in stage.module.LIBRARIES},
             *(file_sha256(path) for path in self.found(stage).values()),
         )
 
@@ -274,8 +275,8 @@ def _as_disk_error(error: Exception, out: Path) -> DiskError | None:
     return None
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "absent"
+        return ABSENT

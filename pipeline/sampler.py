@@ -6,11 +6,12 @@ Attempts come from that copy, or from vLLM beside it (`training.sampler`; vllm_s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.forecast_memory import (
     ATTEMPT_SLOTS,
@@ -25,10 +26,14 @@ from pipeline.trainable import trainable
 from pipeline.training_options import TrainingOptions
 from pipeline.vllm_sampler import VllmSampler
 from serve.engines.base import Engine
+from serve.engines.checkpoint_tokenizer import CheckpointTokenizer
 from serve.engines.packed_linear import pack
 from serve.engines.transformers import TransformersEngine, rows_that_fit
 from serve.errors import DataError
 from serve.hardware import has_cuda, has_fast_bfloat16
+
+# Questions with the most characters, one of which has the most tokens.
+MEASURED = 64
 
 
 def sampling_slots(gpu_bytes: int, config: Any, max_tokens: int) -> int:
@@ -51,18 +56,20 @@ class Sampler:
         recompute: bool = False,
         training: TrainingOptions = TrainingOptions(),  # noqa: B008 frozen
         handed: Path = Path("handed"),
+        questions: Sequence[str] = (),
     ) -> None:
         """`recompute`: layers are computed again on the way back. `handed`: a folder for weights on
-        their way to vLLM."""
-        context = sampling_context(max_tokens)
-        # First, because it refuses before anything is loaded.
+        their way to vLLM. `questions`: all that will be asked. Raises DataError where an attempt at
+        one does not fit the student."""
+        self.checkpoint, self._student = checkpoint, student
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+        context = self._context_for(questions, max_tokens)
+        # Before the weights, because it may refuse.
         self._vllm = (
             VllmSampler(handed, ATTEMPT_SLOTS, context, training)
             if training.sampler == "vllm"
             else None
         )
-        self.checkpoint, self._student = checkpoint, student
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         self.model = trainable(checkpoint)
         if not has_plain_head(self.model):
             raise DataError(
@@ -85,6 +92,21 @@ class Sampler:
         self.end = int(self.tokenizer.eos_token_id)
         pad = self.tokenizer.pad_token_id
         self.pad = self.end if pad is None else int(pad)
+
+    def _context_for(self, questions: Sequence[str], max_tokens: int) -> int:
+        """Room for a whole attempt after the longest prompt."""
+        read = CheckpointTokenizer(self.tokenizer)
+        asked = [student_messages(self._student, q) for q in nlargest(MEASURED, questions, key=len)]
+        longest = max((len(read.prompt_ids(messages)) for messages in asked), default=0)
+        config = AutoConfig.from_pretrained(self.checkpoint, local_files_only=True)
+        most = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and longest + max_tokens > most:
+            raise DataError(
+                f"a prompt of {longest} tokens and an attempt of {max_tokens} do not fit the "
+                f"{most} of student {self.checkpoint.name}",
+                hint="lower on_policy.max_tokens, or leave long problems out",
+            )
+        return max(sampling_context(max_tokens), longest + max_tokens)
 
     def prompt_ids(self, question: str) -> list[int]:
         return self.engine.prompt_ids(student_messages(self._student, question))

@@ -29,6 +29,7 @@ from pipeline.store import write_file, write_json
 from pipeline.training_options import TrainingOptions
 from serve import errors
 from serve.engines.child import die_with_parent
+from serve.engines.vllm_process import vllm_python
 from serve.errors import RetortError, UsageError
 from serve.hardware import cores, has_cuda
 from serve.messages import Record
@@ -107,12 +108,36 @@ def train_spread(job: Job, on_step: OnStep) -> list[dict[str, Any]]:
             _end(launcher)
 
 
-def check_strategy(training: TrainingOptions) -> None:
-    """Raises UsageError where what a strategy needs is not installed."""
+def check_strategy(training: TrainingOptions, method: str = "none") -> None:
+    """Before anything is paid for: what training and practice by `method` need is here.
+
+    Raises UsageError for what is not installed, and for GPUs that are not there.
+    """
     if training.strategy == "zero3" and find_spec("deepspeed") is None:
         raise UsageError(
             "training.strategy zero3 needs DeepSpeed, which is not installed",
             hint="make deepspeed",
+        )
+    sampled = training.sampler == "vllm" and method not in ("none", "exact")
+    if sampled:
+        vllm_python()
+    if (sampled or training.processes > 1) and has_cuda():
+        _check_gpus(training, sampled)
+
+
+def _check_gpus(training: TrainingOptions, sampled: bool) -> None:
+    import torch
+
+    here = torch.cuda.device_count()
+    if training.processes > here:
+        raise UsageError(
+            f"training.processes {training.processes} want a GPU each, this machine has {here}",
+            hint=f"training.processes = {here}",
+        )
+    if sampled and max(training.sampler_gpus, default=0) >= here:
+        raise UsageError(
+            f"training.sampler_gpus names GPU {max(training.sampler_gpus)}, this machine has "
+            f"{here}: 0 to {here - 1}"
         )
 
 

@@ -21,6 +21,8 @@ from serve.errors import DataError, DiskError
 
 SYNC_EVERY_RECORDS = 32
 SYNC_EVERY_S = 5.0
+# A bucket that is mounted as a folder gets a file when it is closed, and not before.
+CLOSED_EVERY_S = 300.0
 
 AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
 
@@ -137,7 +139,7 @@ class AppendLog:
         except OSError as error:
             raise DiskError(f"cannot open {path}: {error.strerror}") from error
         self._unsynced = 0
-        self._synced_s = time.monotonic()
+        self._opened_s = self._synced_s = time.monotonic()
 
     def __enter__(self) -> AppendLog:
         return self
@@ -151,6 +153,8 @@ class AppendLog:
         self.close()
 
     def close(self) -> None:
+        if self._file.closed:  # and could not be opened again, which was said
+            return
         self._sync()
         self._file.close()
 
@@ -184,8 +188,10 @@ class AppendLog:
             overdue = time.monotonic() - self._synced_s > SYNC_EVERY_S
             if self._unsynced >= SYNC_EVERY_RECORDS or overdue:
                 self._sync()
+                if self._synced_s - self._opened_s > CLOSED_EVERY_S:
+                    self._open_again()
         except OSError as error:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # closed, and not to be opened again
                 self._file.truncate(start)
                 self._file.seek(start)
             raise DiskError(
@@ -197,3 +203,9 @@ class AppendLog:
         os.fsync(self._file.fileno())
         self._unsynced = 0
         self._synced_s = time.monotonic()
+
+    def _open_again(self) -> None:
+        self._file.close()
+        self._file = self.path.open("ab+", buffering=0)
+        self._file.seek(0, os.SEEK_END)
+        self._opened_s = time.monotonic()

@@ -14,14 +14,14 @@ from typing import Any
 
 from pipeline.recipe import StudentOptions
 from serve.errors import DataError, DiskError
-from serve.models import cache_folder, file_sha256, resolve_model
+from serve.models import cache_folder, file_sha256, pin_of, resolve_model
 
 # Bump when the conversion below changes what it writes.
 CONVERSION_VERSION = 3
 
 
 def student_identity(student: StudentOptions) -> str:
-    return f"{student.model}@{student.sha256 or 'unpinned'}"
+    return f"{student.model}@{pin_of(student.model, student.sha256)}"
 
 
 def student_checkpoint(student: StudentOptions) -> Path:

@@ -16,20 +16,23 @@ from serve.reasoning import FORMS, join_reasoning, split_reasoning
 
 def full_example(trace: Trace, student: StudentOptions) -> Example:
     """The whole reasoning, then the answer the verdict was given on."""
+    answer = trace.verdict.extracted or ""
     return example_of(
-        trace.key, trace.problem, trace.completion.text, trace.verdict.extracted or "", student
+        trace.key, trace.problem, trace.completion.text, answer, student, trace=trace.key
     )
 
 
 def example_of(
-    key: str, problem: Problem, text: str, answer: str, student: StudentOptions
+    key: str, problem: Problem, text: str, answer: str, student: StudentOptions, *, trace: str = ""
 ) -> Example:
-    """`text` in the canonical form, as the answer to `problem` in the student's prompt."""
+    """`text` in the canonical form, as the answer to `problem` in the student's prompt; `trace`:
+    the key of the one it comes from, if any."""
     return Example(
         key=key,
         family=problem.family,
         prompt=tuple(m.model_dump() for m in student_messages(student, problem.question)),
         completion=join_reasoning(reasoning_of(text), answer, FORMS[student.tags]),
+        trace=trace,
     )
 
 

@@ -15,14 +15,14 @@ from serve.engines.child import load_in_child
 from serve.engines.vllm_process import open_vllm
 from serve.errors import DiskError
 from serve.hardware import cores
-from serve.models import cache_folder, file_sha256, resolve_model
+from serve.models import cache_folder, file_sha256, pin_of, resolve_model
 
 
 def teacher_identity(teacher: TeacherOptions) -> str:
     """Which model answers, in which runtime: part of every trace's key."""
     written = encoding(teacher)
     copy = "" if written == AS_IT_IS else f" as {written}"
-    return f"{teacher.engine}:{teacher.model}@{teacher.sha256 or 'unpinned'}{copy}"
+    return f"{teacher.engine}:{teacher.model}@{pin_of(teacher.model, teacher.sha256)}{copy}"
 
 
 def open_teacher(teacher: TeacherOptions, prefixes: int = 1) -> Engine:

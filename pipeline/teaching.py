@@ -163,7 +163,11 @@ class Teaching:
             recover.middle_prefix(a, self._sampler.prompt_ids(a.problem.question), self._text(a))
             for a in attempts
         )
-        return [prefix for prefix in found if prefix is not None]
+        made = [prefix for prefix in found if prefix is not None]
+        if len(made) < len(attempts):
+            missing = len(attempts) - len(made)
+            self._log.warning("%d of %d attempts have no middle", missing, len(attempts))
+        return made
 
     def _prefixes_of(
         self, graded: Sequence[Graded], options: OnPolicyOptions

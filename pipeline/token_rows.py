@@ -34,14 +34,14 @@ def _quoted(token: str | None) -> str:
 
 
 def shared_rows(student: Any, teacher: Any, tokens: int) -> int:
-    """Rows of the smaller head. Raises DataError when it has not one for each of `tokens`."""
+    """Rows that are tokens of both. Raises DataError when a head has not one for each of them."""
     counts = [len(model.get_output_embeddings().weight) for model in (student, teacher)]
     if min(counts) < tokens:
         raise DataError(
             f"the heads have {counts[0]} (student) and {counts[1]} (teacher) rows "
             f"for {tokens} tokens"
         )
-    return min(counts)
+    return tokens
 
 
 def cut_padding(model: Any, rows: int) -> list[Any]:

@@ -1,13 +1,15 @@
 """Where the numbers of every training step go as well: recipe field `training.report_to`.
 
-TRL writes them; here is only where. TensorBoard's and trackio's files lie in the run's `logs/`,
-and so do wandb's until it sends them.
+TRL writes them for its trainers; here is where, and the same for practice that has a loop of its
+own. TensorBoard's and trackio's files lie in the run's `logs/`, and so do wandb's until it sends
+them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -48,3 +50,34 @@ def followed(trackers: Sequence[Tracker], training: str) -> dict[str, Any]:
     if LOGS in os.environ:
         os.environ["TENSORBOARD_LOGGING_DIR"] = f"{os.environ[LOGS]}/tensorboard/{training}"
     return {"report_to": list(trackers), "run_name": training, "project": PROJECT}
+
+
+@contextmanager
+def following(
+    trackers: Sequence[Tracker], training: str
+) -> Iterator[Callable[[Mapping[str, float], int], None]]:
+    """Takes numbers by name and their step, for a training that is no trainer's."""
+    with ExitStack() as stack:
+        told = [_started(name, training) for name in trackers]
+        for tracker in told:
+            stack.callback(tracker.finish)
+
+        def tell(numbers: Mapping[str, float], step: int) -> None:
+            for tracker in told:
+                tracker.log(dict(numbers), step=step)
+
+        yield tell
+
+
+def _started(name: Tracker, training: str) -> Any:
+    from accelerate import PartialState
+    from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
+
+    PartialState()  # which their log messages ask for, and no trainer made in a resumed practice
+    if name == "tensorboard":
+        tracker = TensorBoardTracker(training, Path(os.environ.get(LOGS, "logs")) / name)
+    else:
+        kind = WandBTracker if name == "wandb" else TrackioTracker
+        tracker = kind(os.environ.get("WANDB_PROJECT", PROJECT), name=training)
+    tracker.start()
+    return tracker

@@ -168,6 +168,9 @@ def _contamination(suites: dict[str, Any]) -> Section:
     rows = []
     for suite, cell in suites.items():
         kinds = ", ".join(f"{kind} {count}" for kind, count in cell["items"].items())
+        if not cell["items"]:
+            asked = max((p["all"]["items"] for p in cell["rungs"].values() if p["all"]), default=0)
+            rows.append([suite, f"none of {asked}", *[""] * 4])
         for rung, parts in cell["rungs"].items():
             if cell["items"] and parts["all"]:
                 shares = [parts[name] for name in ("all", "clean", "flagged")]

@@ -187,7 +187,7 @@ def _repair(wrong: Trace, right: Trace, student: StudentOptions) -> Example:
     )
     asked = Problem(question=question, answer=wrong.problem.answer, family=wrong.problem.family)
     key, text = content_key(wrong.key, "errors"), join_reasoning(reasoning, "")
-    return example_of(key, asked, text, _answer(right), student)
+    return example_of(key, asked, text, _answer(right), student, trace=right.key)
 
 
 def _joined(reasoning: str, trace: Trace, student: StudentOptions) -> str:
@@ -200,6 +200,7 @@ def _example(trace: Trace, view: str, student: StudentOptions, completion: str) 
         family=trace.problem.family,
         prompt=tuple(m.model_dump() for m in student_messages(student, trace.problem.question)),
         completion=completion,
+        trace=trace.key,
     )
 
 

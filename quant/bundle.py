@@ -17,6 +17,8 @@ from serve.template import ChatTemplate
 
 CHECKSUMS = "SHA256SUMS"
 PROBE = "\u2021content\u2021"
+# Greedy, and without the penalty on what was said lately that Ollama has of its own: digits repeat.
+AS_MEASURED = "PARAMETER temperature 0\nPARAMETER repeat_penalty 1"
 
 
 def place(source: Path, target: Path) -> None:
@@ -46,8 +48,14 @@ def modelfile(gguf: str, template: ChatTemplate, system: str, stops: Sequence[st
     stop = "\n".join(f'PARAMETER stop "{text}"' for text in stops)
     return (
         f'FROM ./{gguf}\nTEMPLATE """{go_template(template)}"""\n'
-        f'SYSTEM """{system}"""\nPARAMETER temperature 0\n{stop}\n'
+        f'SYSTEM """{system}"""\n{AS_MEASURED}\n{stop}\n'
     )
+
+
+def plain_modelfile(gguf: str, system: str, stops: Sequence[str]) -> str:
+    """The same where no template can be told: Ollama looks for one in the GGUF."""
+    stop = "\n".join(f'PARAMETER stop "{text}"' for text in stops)
+    return f'FROM ./{gguf}\nSYSTEM """{system}"""\n{AS_MEASURED}\n{stop}\n'
 
 
 def go_template(template: ChatTemplate) -> str:
@@ -78,18 +86,25 @@ def rendered_go(go: str, messages: Sequence[Message]) -> str:
 
 
 def _frame(template: ChatTemplate, role: str) -> tuple[str, str]:
-    """What stands before and after the content of a turn that follows a system and a user turn."""
-    lead = [Message(role="system", content="s"), Message(role="user", content="u")]
-    if role == "user":
-        lead.append(Message(role="assistant", content="a"))
-    if role == "system":
-        lead = []
-    turn = Message.model_validate({"role": role, "content": PROBE})
+    """What stands before and after the content of a turn.
+
+    An assistant's turn is looked at with a question after it, as the past that it is when the model
+    answers again: Qwen3's template writes the last one in another way.
+    """
+    system, user = Message(role="system", content="s"), Message(role="user", content="u")
+    leads = {"system": [], "user": [system], "assistant": [system, user]}
+    turn, lead = Message.model_validate({"role": role, "content": PROBE}), leads[role]
     base = template.render(lead, add_generation_prompt=False) if lead else ""
-    text = template.render([*lead, turn], add_generation_prompt=False)
+    after_it = [user] if role == "assistant" else []
+    text = template.render([*lead, turn, *after_it], add_generation_prompt=False)
     if not text.startswith(base) or text.count(PROBE) != 1:
         raise DataError("the chat template does not write turns one after the other")
     before, _, after = text[len(base) :].partition(PROBE)
+    if after_it:
+        question = "u".join(_frame(template, "user"))
+        if not after.endswith(question):
+            raise DataError("the chat template does not write turns one after the other")
+        after = after.removesuffix(question)
     return before, after
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import uvicorn
 
 from serve.catalogue import CATALOGUE, Entry, read_catalogue
-from serve.errors import DataError, EngineError, RetortError, UsageError
+from serve.errors import DataError, RetortError, UsageError
 from serve.limits import LOOPBACK
 from serve.model_process import ModelProcess, Settings
 from serve.pool import Pool
@@ -44,12 +44,16 @@ def _serve(options: argparse.Namespace) -> int:
     local = options.host in LOOPBACK
     if not local and key is None:
         raise UsageError(f"--host {options.host} is open to others and needs --api-key")
-    entries = _checkable(read_catalogue(options.bundle), options.models)
+    held = read_catalogue(options.bundle)
+    _check_names(held, options.models or ())
+    entries = _checkable(held, options.models)
     draft = _draft(entries, options.draft)
     if options.models:
         entries = [entry for entry in entries if entry.name in options.models]
     if not entries:
         raise DataError(f"{options.bundle} holds no model to serve")
+    if draft is not None and not any(_guessed_for(entry, draft) for entry in entries):
+        raise UsageError(f"--draft {draft.name!r} has no other GGUF of those served to guess for")
     try:
         family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
         listening = socket.create_server((options.host, options.port), family=family)
@@ -89,8 +93,20 @@ def _serve(options: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
     if down:
-        raise EngineError(f"{down[0].entry.name} does not stay up: {down[0].problem}")
+        raise down[0].kind(f"{down[0].entry.name} does not stay up: {down[0].problem}")
     return 0
+
+
+def _check_names(entries: Sequence[Entry], wanted: Sequence[str]) -> None:
+    names = [entry.name for entry in entries]
+    unknown = next((name for name in wanted if name not in names), None)
+    if unknown is not None:
+        there = ", ".join(map(repr, names))
+        raise UsageError(f"--models: no model {unknown!r}", hint=f"there are {there}")
+
+
+def _guessed_for(entry: Entry, draft: Entry) -> bool:
+    return entry.engine == "llama.cpp" and entry.name != draft.name
 
 
 def _checkable(entries: Sequence[Entry], wanted: Sequence[str] | None) -> list[Entry]:

@@ -20,6 +20,8 @@ class Live(Protocol):
     """One loaded model. Not safe for several threads: one loop admits, steps and cancels."""
 
     name: str
+    # What its owner should know of how it was opened.
+    note: str
     context_tokens: int
 
     def free(self) -> int:
@@ -68,6 +70,7 @@ class Streams:
 
     def __init__(self, engine: BlockEngine, slots: int) -> None:
         self.name, self.context_tokens = engine.name, engine.context_tokens
+        self.note = ""
         self._engine, self._slots = engine, slots
         self._streams: dict[str, Iterator[Chunk]] = {}
 
@@ -90,9 +93,10 @@ class Streams:
         for key, stream in list(self._streams.items()):
             try:
                 chunk = next(stream)
-            except (RetortError, RuntimeError, ValueError) as error:
+            except Exception as error:  # runtimes raise classes of their own
                 self.cancel(key)
-                found.append((key, EngineError(f"{self.name}: {error.args[0]}")))
+                said = error.args[0] if isinstance(error, RetortError) else str(error)
+                found.append((key, EngineError(f"{self.name}: {said or type(error).__name__}")))
                 continue
             if chunk.finish:
                 self.cancel(key)

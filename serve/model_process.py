@@ -30,6 +30,8 @@ DEATHS, UP_S = 3, 60.0
 # Of a process that people wait for. Some runtimes read a whole prompt in silence, on a slow laptop
 # at so many tokens a second.
 SILENCE_LIMIT_S, SLOW_READING_TOKENS_PER_S, LOOKED_EVERY_S = 300.0, 5.0, 5.0
+# For a file of many gigabytes on a slow disk.
+LOADING_LIMIT_S = 600.0
 # A file that is being hashed cannot be told to stop; the process does not wait for it.
 CLOSED_WITHIN_S = 1.0
 LAST_WORDS_CHARACTERS = 300
@@ -70,6 +72,8 @@ class ModelProcess:
         self.context_tokens = settings.context_tokens
         self.state: State = "loading"
         self.problem = ""
+        # Of what keeps it from starting: a file that is another one is worth its own exit code.
+        self.kind: type[RetortError] = EngineError
         self.path: Path | None = None
         self.was_ready = False
         self.restarts = 0
@@ -167,8 +171,10 @@ class ModelProcess:
         except Exception as error:
             log.exception("%s", self.entry.name)
             problem = f"{self.entry.name} cannot be started: {error}"
-        rest = self.entry.location.partition(":")[2]
-        places = (self.entry.location, str(self.path or rest), rest)
+        entries = [self.entry, *([self.settings.draft] if self.settings.draft else [])]
+        places = [str(self.path)] if self.path else []
+        for entry in entries:
+            places += [entry.location, entry.location.partition(":")[2]]
         return reduce(lambda told, place: told.replace(place, Path(place).name), places, problem)
 
     def _live(self) -> str:
@@ -177,6 +183,7 @@ class ModelProcess:
             path = self.path = self.entry.path()
             options = json.dumps({"path": str(path)} | self._options())
         except RetortError as error:
+            self.kind = type(error)
             return str(error.args[0])
         with tempfile.TemporaryFile() as words:
             child = subprocess.Popen(
@@ -218,12 +225,17 @@ class ModelProcess:
 
     def _watch(self, child: subprocess.Popen[str]) -> None:
         """A process that hangs is ended; the thread that reads then tells those who wait."""
-        limit_s = max(SILENCE_LIMIT_S, self.settings.context_tokens / SLOW_READING_TOKENS_PER_S)
+        limit_s, started_s = SILENCE_LIMIT_S, time.monotonic()
+        if self.entry.engine != "llama.cpp":  # which reads in parts, and gives a sign after each
+            limit_s = max(limit_s, self.settings.context_tokens / SLOW_READING_TOKENS_PER_S)
         while child.poll() is None:
             time.sleep(LOOKED_EVERY_S)
             with self._lock:
-                silent_s = time.monotonic() - self._heard_s
-                hangs = self.state == "ready" and bool(self._askers) and silent_s > limit_s
+                ready = self.state == "ready"
+                heard_s = self._heard_s if ready else started_s
+                silent_s = time.monotonic() - heard_s
+                hangs = silent_s > (limit_s if ready else LOADING_LIMIT_S)
+                hangs = hangs and (bool(self._askers) or not ready)
             if hangs:
                 log.error("%s: no sign for %.0f s", self.entry.name, silent_s)
                 child.kill()
@@ -238,6 +250,8 @@ class ModelProcess:
             if "error" in said:
                 return str(said["error"])
             if "told" not in said:
+                if said["note"]:
+                    log.warning("%s: %s", self.entry.name, said["note"])
                 with self._lock:
                     self.context_tokens = said["context_tokens"]
                     self._ready_s = self._heard_s

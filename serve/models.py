@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import tempfile
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,6 +45,32 @@ def artifact_sha256(path: Path) -> str:
         return file_sha256(path)
     lines = [f"{file_sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in _files(path)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def unpinned_path(reference: str, sha256: str | None) -> Path | None:
+    """Where a model lies that may be another one tomorrow: a path that no hash was given for."""
+    kind, _, rest = reference.partition(":")
+    return Path(rest).expanduser() if kind == "path" and sha256 is None else None
+
+
+def content_sha256(path: Path) -> str:
+    """`artifact_sha256`, taken once a process while sizes and times of the files stay the same."""
+    files = [path] if path.is_file() else _files(path)
+    stamps = [(f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return _content_sha256(path.resolve(), tuple(zip(files, stamps, strict=True)))
+
+
+@cache
+def _content_sha256(path: Path, _: tuple[tuple[Path, tuple[int, int]], ...]) -> str:
+    return artifact_sha256(path)
+
+
+def pin_of(reference: str, sha256: str | None) -> str:
+    """What tells a model from another of the same name: its hash, or that nobody knows it."""
+    path = unpinned_path(reference, sha256)
+    if path is not None and path.exists():
+        return content_sha256(path)
+    return sha256 or "unpinned"
 
 
 def artifact_bytes(path: Path) -> int:

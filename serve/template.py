@@ -167,9 +167,11 @@ def _check_widths(*texts: object) -> None:
 
 
 def _formatted(value: object, *given: object, **named: object) -> str:
-    """jinja2's filter, which is printf's."""
+    """jinja2's filter, which is printf's. By name a width could stand behind the name."""
+    if named:
+        raise SecurityError("format by name is refused")
     _check_widths(*re.findall(r"%([-#0 +*.\d]*)", str(value)))
-    return do_format(str(value), *given, **named)
+    return do_format(str(value), *given)
 
 
 def _padded(value: object, width: int = 80) -> str:

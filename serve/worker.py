@@ -2,9 +2,9 @@
 
     python -m serve.worker ENGINE OPTIONS
 
-In: `{"key", "ask"}` or `{"cancel"}`. Out: once `{"name", "context_tokens"}`, then lines with what
-became certain, `{"told": [[key, reply], …]}`, now and then of nothing while a long prompt is read;
-`{"error"}` when the model does not load.
+In: `{"key", "ask"}` or `{"cancel"}`. Out: once `{"name", "context_tokens", "note"}`, then lines
+with what became certain, `{"told": [[key, reply], …]}`, now and then of nothing while a long prompt
+is read; `{"error"}` when the model does not load.
 Native code that crashes ends this process and not the server.
 """
 
@@ -40,7 +40,7 @@ def main(engine: str, options: dict[str, Any]) -> None:
     except RetortError as error:
         tell(error=str(error.args[0]))
         return
-    tell(name=live.name, context_tokens=live.context_tokens)
+    tell(name=live.name, context_tokens=live.context_tokens, note=live.note)
     asked: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=[asked], daemon=True).start()
     talks, gathered, told_s = Conversations(live), Gathered(), 0.0

@@ -16,7 +16,7 @@ from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.supervise import reasoning_of
 from pipeline.tasks.judge import Judge
 from serve.messages import Completion, Message, Request, Sampling
-from serve.reasoning import join_reasoning
+from serve.reasoning import OPEN_TAG, join_reasoning
 
 
 class Prefix(NamedTuple):
@@ -41,9 +41,12 @@ def prefix_of(graded: Graded, teacher_text: str, options: OnPolicyOptions) -> Pr
 
 
 def middle_prefix(attempt: Attempt, prompt: Sequence[int], teacher_text: str) -> Prefix | None:
-    """Half of the reasoning's lines, for a teacher that cannot say where the mistake is."""
+    """Half of the reasoning's lines, for a teacher that cannot say where the mistake is; after its
+    opening tag, where the teacher writes tags."""
     lines = reasoning_of(attempt.completion.text).splitlines(keepends=True)
     begun = "".join(lines[: len(lines) // 2])
+    if begun and teacher_text.startswith(OPEN_TAG):
+        begun = f"{OPEN_TAG}\n{begun}"
     at = attempt.completion.text.find(begun)
     if not begun or at < 0 or not teacher_text.startswith(begun):
         return None

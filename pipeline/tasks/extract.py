@@ -29,9 +29,9 @@ def extract_answer(text: str, unannounced_whole: bool = False) -> str | None:
         return _clean(boxed) or None
     lines = [line for line in split.answer.splitlines() if line.strip()]
     for line in reversed(lines):
-        match = ANNOUNCED.search(_strip_marks(line))
-        if match:
-            return _clean(match[1]) or None
+        announced = _last_announced(_strip_marks(line))
+        if announced is not None:
+            return _clean(announced) or None
     return _clean(split.answer if unannounced_whole else lines[-1]) or None
 
 
@@ -42,6 +42,19 @@ def answer_forms(extracted: str) -> list[str]:
     if sign and value.strip():
         forms.append(value.strip())
     return forms
+
+
+def answer_key(extracted: str) -> str:
+    """Equal for answers that differ in form alone: `x = 16` and `16`, capitals, spaces."""
+    return " ".join(answer_forms(extracted)[-1].split()).casefold()
+
+
+def _last_announced(line: str) -> str | None:
+    """What follows the last announcement of a line, which may stand in what follows another."""
+    found, match = None, ANNOUNCED.search(line)
+    while match:
+        found, match = match[1], ANNOUNCED.search(match[1])
+    return found
 
 
 def _last_box(text: str) -> str | None:
@@ -61,7 +74,7 @@ def _strip_marks(line: str) -> str:
 
 
 def _clean(text: str) -> str:
-    text = _strip_marks(text).strip()
+    text = re.sub(r"[.,;]+$", "", _strip_marks(text).strip())
     text = text.removeprefix("\\(").removesuffix("\\)").strip("$ \t\"'")
     text = re.sub(r"[.,;]+$", "", text)
     return text.strip("$ \t\"'")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import reasoning_gym
@@ -34,16 +36,23 @@ def family_problems(
             answer=answer if isinstance(answer, str) else str(answer),
             family=family,
             scorer=f"gym:{family}",
-            entry={"answer": answer, "metadata": _plain(entry["metadata"])},
+            entry={"answer": answer, "metadata": _plain(entry["metadata"])}
+            | ({"options": options} if options else {}),
         )
 
 
 def score(problem: Problem, answer: str) -> bool:
     """Full marks from the family's own scorer; partial credit is a fail."""
     family = problem.scorer.removeprefix("gym:")
-    dataset = reasoning_gym.get_score_answer_fn(family)
     entry = {"question": problem.question, **problem.entry}
-    return bool(dataset(answer, entry) >= 1.0 - 1e-9)
+    options = json.dumps(entry.pop("options", {}), sort_keys=True)
+    return bool(_dataset(family, options).score_answer(answer, entry) >= 1.0 - 1e-9)
+
+
+@cache
+def _dataset(family: str, options: str) -> Any:
+    """Made as the problems were: some scorers ask their options how exact an answer has to be."""
+    return reasoning_gym.create_dataset(family, size=1, **json.loads(options))
 
 
 def _plain(value: Any) -> Any:

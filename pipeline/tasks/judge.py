@@ -27,6 +27,8 @@ START_LIMIT_S = 60.0
 ANSWER_LIMIT_CHARACTERS = 4_096
 # A letter by itself, or a capital that a choice's text may follow: `c`, `(C)`, `C) two`.
 CHOICE = re.compile(r"(?:\\text\{)?\W*(?:([A-Z])(?=\s*[).:,–-])|([A-Za-z])\W*$)")
+# More letters of their own after it: `C, D`, `A, B and C`.
+MORE_CHOICES = re.compile(r"(?:\W+(?:(?:and|or)\W+)?[A-Za-z])+\W*$")
 
 
 class Judge:
@@ -142,7 +144,9 @@ def is_right(problem: Problem, answer: str) -> bool:
         return re.search(rf"\b{re.escape(problem.answer)}\b", answer, re.IGNORECASE) is not None
     if problem.scorer == "choice":
         match = CHOICE.match(answer)
-        return match is not None and (match[1] or match[2]).upper() == problem.answer
+        if match is None or MORE_CHOICES.match(answer, match.end(1) if match[1] else match.end()):
+            return False
+        return (match[1] or match[2]).upper() == problem.answer
     return _same_mathematics(problem.answer, answer)
 
 

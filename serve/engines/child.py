@@ -165,7 +165,7 @@ class ChildEngine:
             line = self._child.stdout.readline()
         finally:
             watchdog.cancel()
-        if not line:
+        if not line.endswith("\n"):  # nothing, or what a kill cut off
             self._ended()
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:

@@ -46,6 +46,10 @@ def load(
     )
 
 
+class NotUnderstood(EngineError):
+    """The server refused a request as it stands."""
+
+
 class HttpEngine:
     """One model of one server, `concurrency` requests in flight."""
 
@@ -154,7 +158,8 @@ class HttpEngine:
                     return self._json(response)
                 problem = f"status {response.status_code}"
                 if response.status_code not in RETRIED:
-                    raise EngineError(f"{self.name} refused: {problem}: {response.text[:200]}")
+                    kind = NotUnderstood if response.status_code in (400, 422) else EngineError
+                    raise kind(f"{self.name} refused: {problem}: {response.text[:200]}")
                 wait_s = _retry_after_s(response) or wait_s
             if attempt < ATTEMPTS - 1:
                 time.sleep(min(wait_s, LONGEST_WAIT_S))
@@ -198,7 +203,11 @@ class HttpEngine:
             "prompt_logprobs": min(top, PROMPT_LOGPROBS_LIMIT),
             "return_token_ids": True,
         }
-        return grade_of_prompt(self._post(body), request.begun, self.name)
+        try:
+            reply = self._post(body)
+        except NotUnderstood as error:  # servers that refuse fields they do not know
+            raise CannotDo(str(error.args[0])) from error
+        return grade_of_prompt(reply, request.begun, self.name)
 
     def vocabulary(self) -> list[bytes | None]:
         self._cannot("list its tokens")

@@ -15,7 +15,7 @@ from pathlib import Path
 from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
 from serve.engines.prefixes import common_length
 from serve.engines.sampling import pick_token
-from serve.errors import EngineError
+from serve.errors import CannotDo, EngineError
 from serve.messages import Sampling
 
 
@@ -93,10 +93,10 @@ class Draft:
 
 
 def _check_pair(small: LlamaModel, large: LlamaModel) -> None:
-    """Raises EngineError unless every id is the same token in both, and guesses can be undone."""
+    """Raises CannotDo unless every id is the same token in both, and guesses can be undone."""
     for model in (small, large):
         if not model.forgets():
-            raise EngineError(f"{model.path.name} has recurrent layers: no draft can be taken back")
+            raise CannotDo(f"{model.path.name} has recurrent layers: no draft can be taken back")
     count = small.vocabulary_size
     differs = next(
         (i for i in range(count) if small.piece(i, special=True) != large.piece(i, special=True)),
@@ -104,7 +104,7 @@ def _check_pair(small: LlamaModel, large: LlamaModel) -> None:
     )
     if count != large.vocabulary_size or differs is not None:
         what = f"token {differs}" if differs is not None else f"{count} and {large.vocabulary_size}"
-        raise EngineError(
+        raise CannotDo(
             f"{small.path.name} cannot draft for {large.path.name}: "
             f"their vocabularies differ ({what})"
         )

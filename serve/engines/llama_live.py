@@ -22,7 +22,7 @@ from serve.engines.llama_native import DECODE_BATCH_TOKENS, LlamaModel, Row
 from serve.engines.openings import OPENING_TOKENS, Openings
 from serve.engines.prefixes import common_length
 from serve.engines.sampling import pick_token
-from serve.errors import EngineError
+from serve.errors import CannotDo, EngineError
 from serve.hardware import cores
 from serve.messages import Chunk, Message, Request
 
@@ -48,11 +48,14 @@ def load_live(
 ) -> LlamaLive:
     """Open a GGUF for `slots` people with `context_tokens` each.
 
-    `draft`: another GGUF, of the same vocabulary, which guesses `draft_tokens` ahead.
+    `draft`: another GGUF, which guesses `draft_tokens` ahead; `note` says why, where it cannot.
     """
     live = LlamaLive(path, slots, context_tokens, threads or cores())
     if draft is not None:
-        live.guess_with(Path(draft), draft_tokens)
+        try:
+            live.guess_with(Path(draft), draft_tokens)
+        except CannotDo as error:
+            live.note = f"{error.args[0]}; it answers without a draft"
     return live
 
 
@@ -86,7 +89,7 @@ class LlamaLive:
     """One GGUF, `slots` conversations at a time. One thread drives it."""
 
     def __init__(self, path: Path, slots: int, context_tokens: int, threads: int) -> None:
-        self.name = f"llama.cpp:{path.name}"
+        self.name, self.note = f"llama.cpp:{path.name}", ""
         self._model = LlamaModel(path, slots, context_tokens, threads)
         self._threads = threads
         self._draft: Draft | None = None
@@ -102,7 +105,7 @@ class LlamaLive:
         self._ends = cache(self._model.ends)
 
     def guess_with(self, path: Path, tokens: int) -> None:
-        """Raises EngineError for a model of another vocabulary."""
+        """Raises CannotDo for a model of another vocabulary."""
         self._draft = Draft(path, len(self._held), self._model, self._threads)
         # Everyone's guesses go into one batch, with a row for each who makes none.
         self._draft_tokens = min(tokens, DECODE_BATCH_TOKENS // len(self._held) - 2)
@@ -121,6 +124,8 @@ class LlamaLive:
     def admit(self, key: str, request: Request) -> int:
         text = self._template.render(request.messages) if request.messages else ""
         ids = self._model.tokenize(text) + self._model.tokenize(request.begun, special=False)
+        if not request.messages:  # a template writes its own
+            ids = self._model.begin_ids() + ids
         if not ids:
             raise EngineError(f"an empty prompt cannot be answered ({self.name})")
         check_length(len(ids), self.context_tokens, self.name, request)

@@ -107,6 +107,11 @@ class LlamaModel:
             raise EngineError(f"{len(raw)} bytes need {-count} tokens, buffer {len(buffer)}")
         return list(buffer[:count])
 
+    def begin_ids(self) -> list[int]:
+        """The token that a plain text begins with, where the model was trained with one."""
+        begin = native.llama_vocab_bos(self.vocabulary)
+        return [begin] if begin >= 0 and native.llama_vocab_get_add_bos(self.vocabulary) else []
+
     def piece(self, token: int, special: bool = False) -> bytes:
         buffer = ctypes.create_string_buffer(256)
         size = native.llama_token_to_piece(self.vocabulary, token, buffer, 256, 0, special)

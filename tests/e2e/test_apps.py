@@ -11,6 +11,7 @@ import time
 import urllib.request
 from contextlib import contextmanager
 
+import httpx
 import pytest
 from gradio_client import Client
 
@@ -71,6 +72,11 @@ def test_two_columns_answer_the_same_question(page):
     assert [list(column) for column in empty] == [[""] * 4] * 2
 
 
+def test_nobody_can_leave_files(page):
+    answer = httpx.post(f"{page}/gradio_api/upload", files={"files": ("x.txt", b"xx")})
+    assert answer.status_code == 413
+
+
 def test_an_empty_question_is_answered_without_a_model(page):
     first, *others = asked(page, "  ", "teacher", "student GGUF Q4_K_M")
     assert first[2] == '<div class="said">Type a question first.</div>'
@@ -88,7 +94,7 @@ def test_a_fresh_problem_has_a_verdict_and_can_be_kept(smoke, tmp_path):
         client = Client(url, verbose=False)
         question, note = client.predict(api_name="/another")
         assert question not in seen
-        assert note.startswith("a fresh problem of ")
+        assert note.startswith("a problem of ")
         cells = client.predict(
             question, 0.0, 96, None, 0, "teacher", *["(nobody)"] * 3, api_name="/answers"
         )

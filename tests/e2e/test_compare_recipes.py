@@ -113,9 +113,15 @@ def test_answers_two_recipes_want_are_asked_once(compared):
 
 def test_again_teaches_nothing(compared):
     folder, first = compared
+    kept = [*(folder / "run").glob("*/method.json"), *(folder / "run").glob("*/scratch/*.jsonl")]
+    kept += (folder / "run").glob("*/evaluated/scratch/*.jsonl")
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    assert len(before) > len(NAMES)
     again = compare(folder, "--recipes", *NAMES)
     assert (again.returncode, again.stdout) == (0, first.stdout)
-    assert "training" not in again.stderr
+    assert "04-sft done" in first.stderr
+    assert "04-sft done" not in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
 
 
 def test_more_items_than_there_are_is_one_line(compared):

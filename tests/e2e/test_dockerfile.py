@@ -52,18 +52,23 @@ def test_the_edge_image_has_no_compiler_and_no_root():
 def test_the_train_image_installs_what_make_would():
     assert values("train", "USER") == ["retort"]
     # Its user is who mounts folders; ubuntu's images have another of that number.
-    assert values("train", "ARG") == ["USER_ID=1000"]
+    flags, user_id = values("train", "ARG")
+    assert user_id == "USER_ID=1000"
+    # Of any processor, as the other image's: it is not run where it is built.
+    assert [flags] == values("build", "ARG") == ["LLAMA_FLAGS=-DGGML_NATIVE=OFF"]
     (user,) = [step for step in values("train", "RUN") if "useradd" in step]
     assert user.startswith('userdel --remove ubuntu && useradd --create-home --uid "$USER_ID"')
     (setup,) = [step for step in values("train", "RUN") if step.startswith("make")]
+    given = setup.replace("$LLAMA_FLAGS", flags.partition("=")[2])
     planned = subprocess.run(
-        [*shlex.split(setup), "--dry-run", "--always-make"],
+        [*shlex.split(given), "--dry-run", "--always-make"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     assert "'.[serve,apps,pipeline,ray,cuda,dev]'" in planned
+    assert "CMAKE_ARGS='-DGGML_NATIVE=OFF' " in planned
     assert "--no-build-isolation --no-deps -r deepspeed.txt" in planned
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".git", ".venv", "runs"} <= set(ignored)

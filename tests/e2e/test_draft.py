@@ -4,7 +4,6 @@ import pytest
 
 from pipeline.recipe_files import find_recipe, load_recipe
 from serve.engines.llama_live import load_live
-from serve.errors import EngineError
 from serve.messages import Request, Sampling
 from serve.models import resolve_model
 from tests.e2e.serving import STUDENT, apart
@@ -58,20 +57,25 @@ def test_a_draft_that_errs_changes_no_word(temperature):
     assert steps == 1 + (TOKENS - 1) // 3
 
 
-def refused(path, draft):
-    try:
-        load_live(path, 2, 256, 1, draft)
-    except EngineError as error:
-        return str(error)
-    return "accepted"
+def noted(path, draft):
+    """What is said of a draft, and the first words without its help."""
+    live = load_live(path, 2, 256, 1, draft)
+    sampling = Sampling(max_tokens=4)
+    live.admit("x", Request(key="x", messages=(), sampling=sampling, begun="1, 2, 3,"))
+    text = ""
+    while live.free() < 2:
+        text += "".join(chunk.text for _, chunk in live.step())
+    return live.note, text
 
 
-def test_a_draft_of_another_vocabulary_is_refused():
+def test_with_a_draft_of_another_vocabulary_a_model_answers_alone():
     teacher = resolve_model(TEACHER.model, TEACHER.sha256)
-    told = apart(refused, teacher, str(BASE))
-    assert told.startswith(
+    note, text = apart(noted, teacher, str(BASE))
+    assert note.startswith(
         f"{BASE.name} cannot draft for {teacher.name}: their vocabularies differ"
     )
+    assert note.endswith("; it answers without a draft")
+    assert text.startswith(" 4,")
 
 
 def said_in_turn(partly):

@@ -87,10 +87,15 @@ def test_every_line_has_its_worth_and_some_stay(studied):
 def test_weights_of_a_study_are_not_kept_and_nothing_is_taught_twice(studied):
     root, first = studied
     assert list(root.glob("granularity/*/04-sft/model.safetensors")) == []
+    taught = [*root.glob("granularity/*/trained.json"), *root.glob("granularity/*/04-sft/*.json")]
+    before = {path: path.stat().st_mtime_ns for path in taught}
+    assert len(before) > 4
     again = granularity(root)
     assert again.returncode == 0
     assert again.stdout == first.stdout
-    assert "training" not in again.stderr
+    assert "04-sft done" in first.stderr
+    assert "04-sft done" not in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in taught} == before
 
 
 def test_more_traces_than_there_are_is_one_line(studied):

@@ -212,6 +212,10 @@ def test_other_ways_learn_from_the_same_attempts(inputs, finished, tmp_path, met
     assert counts["updates"] > 0
     if method == "span":
         assert counts["lessons"] > 0
+    if method == "recover":  # the teacher's ways on, beside right attempts as they stand
+        read = read_records(tmp_path / "out" / "attempts.jsonl", Attempt)
+        right = [a for a in read if a.verdict.passed and a.completion.finish == "stop"]
+        assert counts["lessons"] > len(right)
     if continuations:
         assert rows_of(tmp_path / "out")[0]["places"] > rows_of(finished[0])[0]["places"]
 

@@ -42,7 +42,12 @@ def test_the_embedded_pair_is_examined_and_forecast():
     assert re.search(r"Answer: 24<\|im_end\|>", said)
     for word in ("memory", "disk", "traces", "practice"):
         assert re.search(rf"^{word} ", said, re.MULTILINE)
-    assert re.search(r"practice 3 blocks of about \d+ s", said)
+    assert re.search(
+        r"practice 3 blocks of about \d+ s \(112 attempts at [\d.]+ s, about 56 grades and "
+        r"0 continuations at [\d.]+ s, 44 updates at about [\d.]+ s\): \d+ minutes",
+        said,
+    )
+    assert "teacher grades in its own prompt, without <think> tags" in said
 
 
 def test_a_method_that_cannot_work_is_refused_with_the_reason():

@@ -141,7 +141,7 @@ def training_processes():
     ]
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2"])
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
 def test_adapters_are_merged_whoever_held_them(tiny, tmp_path, strategy):
     wish = {"method": "lora", "lora_rank": 4, "learning_rate": 1e-2}
     one = train(tiny, tmp_path / "one", context(), **wish)

@@ -9,7 +9,7 @@ import ray
 from pipeline import actors
 from pipeline.actors import Answering, _check_room, spread
 from pipeline.scale_options import ScaleOptions
-from serve.errors import EngineEnded, EngineError
+from serve.errors import EngineEnded, EngineError, UsageError
 from serve.messages import Completion, Message, Request
 
 DONE = Completion(text="4", finish="stop", prompt_tokens=1, completion_tokens=1)
@@ -82,6 +82,19 @@ def test_a_cluster_without_room_is_refused_here_and_told_of_elsewhere(capsys):
     )
     _check_room(nodes, wanted.model_copy(update={"gpus_per_actor": 1}))
     assert capsys.readouterr().err == ""
+
+
+def test_actors_that_would_share_a_gpu_unasked_are_refused():
+    nodes = [node(True, CPU=8.0, GPU=2.0)]
+    with pytest.raises(UsageError) as caught:
+        _check_room(nodes, ScaleOptions(executor="ray", actors=2))
+    assert str(caught.value) == (
+        "scale.gpus_per_actor is 0: 2 actors would all take the same GPU\n"
+        "hint: scale.gpus_per_actor = 1, or a share of one"
+    )
+    _check_room(nodes, ScaleOptions(executor="ray", actors=1))
+    _check_room(nodes, ScaleOptions(executor="ray", actors=2, gpus_per_actor=0.5))
+    _check_room([node(True, CPU=8.0)], ScaleOptions(executor="ray", actors=2))
 
 
 class Rows:

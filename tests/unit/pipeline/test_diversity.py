@@ -32,6 +32,12 @@ def test_every_power_of_two_and_the_majority():
     }
 
 
+def test_answers_that_differ_in_form_alone_are_one_answer():
+    said = ["s = 16", "16", " 16", "17", "17"]
+    found = spread(sampled([("i", n, verdict(x, right="16")) for n, x in enumerate(said)]))
+    assert (found["distinct"], found["majority"]) == (2, 1.0)
+
+
 def test_an_item_with_an_unscored_sample_is_left_out():
     odd = Verdict(passed=None, reason="verifier_timeout", extracted="7", verifier="v")
     assert spread(sampled([("i", 0, verdict("7")), ("i", 1, odd)])) is None

@@ -15,6 +15,10 @@ from pipeline.tasks.extract import answer_forms, extract_answer
         ("first line\n42", "42"),
         ("**Answer:** `5`", "5"),
         ("s = 16", "s = 16"),
+        (r"The answer is \(42\).", "42"),
+        ("The answer is $42$.", "42"),
+        ("The result is 12, so the final answer is 13", "13"),
+        ("Final answer: result = 5", "5"),
     ],
 )
 def test_the_last_announcement_wins(text, expected):

@@ -21,26 +21,28 @@ PRESETS = {
         "forecast for 1 GPU of 24 GiB and 165 TFLOP/s",
         "6,000 answers of about 1,434 tokens",
         "room for 20 whole sequences: fits",
-        "4,200 examples, 12.5 M tokens",
+        # Of each trace all of it, and its answer alone.
+        "8,400 examples, 13.1 M tokens",
         "5,120 attempts, 1.8 M tokens",
         # Most of it is transformers' evaluation: three students, 19 blocks of at most 32 answers.
         "2.0 h on 1 GPU",
-        "in all         5.1 h, 4 GPU-hours",
+        "in all         5.1 h, 5 GPU-hours, 4 of them at work",
     ],
     "gpu-h100": [
         "forecast for 1 GPU of 80 GiB and 989 TFLOP/s",
         "20,000 answers of about 2,867 tokens",
-        "14,000 examples, 82.0 M tokens",
+        "28,000 examples, 83.9 M tokens",
         "25,600 attempts, 36.7 M tokens",
-        "in all         13.7 h, 9 GPU-hours",
+        "in all         13.7 h, 14 GPU-hours, 9 of them at work",
     ],
     "cluster": [
         "forecast for 8 GPUs of 80 GiB and 989 TFLOP/s",
         "100,000 answers of about 5,734 tokens",
         "8.6 h on 8 GPUs",
-        "70,000 examples, 811.2 M tokens",
+        "140,000 examples, 821.0 M tokens",
         "38,400 attempts, 55.1 M tokens",
-        "in all         19.2 h, 112 GPU-hours",
+        "1.5 h on 96 cores",
+        "in all         19.2 h, 153 GPU-hours, 112 of them at work",
     ],
 }
 
@@ -113,8 +115,8 @@ def test_training_counts_six_operations_a_weight_and_token_and_eight_with_layers
     )
     seconds = [_sft_seconds(r) for r in (again, kept)]
     assert seconds[0] / seconds[1] == pytest.approx(8 / 6)
-    # 595.8 M weights, 12.55 M tokens, a third of 165 TFLOP/s.
-    assert seconds[1] == pytest.approx(6 * 595.8e6 * 12.547e6 / (165e12 * 0.35), rel=0.01)
+    # 595.8 M weights, 12.55 M tokens and 0.88 of answers alone, a third of 165 TFLOP/s.
+    assert seconds[1] == pytest.approx(6 * 595.8e6 * 13.13e6 / (165e12 * 0.35), rel=0.001)
 
 
 def _sft_seconds(recipe) -> float:
@@ -122,9 +124,45 @@ def _sft_seconds(recipe) -> float:
     return next(line.seconds for line in forecasts.lines_of(work) if line.stage == "04-sft")
 
 
-def test_the_price_is_that_of_the_gpu_hours():
+def test_the_price_is_that_of_all_gpus_for_all_hours():
     lines = forecast(load_recipe(find_recipe("cluster"), ("hardware.price_per_gpu_hour=2.5",)))
-    assert "in all         19.2 h, 112 GPU-hours, 280 at the price given" in lines
+    assert (
+        "in all         19.2 h, 153 GPU-hours, 112 of them at work; 383 at the price given" in lines
+    )
+
+
+def test_files_are_examined_on_the_processors_that_actors_have():
+    wishes = ("scale.cpus_per_actor=8",)
+    text = "\n".join(forecast(load_recipe(find_recipe("cluster"), wishes)))
+    assert "4.5 h on 32 cores" in text
+
+
+def test_imported_traces_are_not_counted():
+    lines = forecast(load_recipe(find_recipe("default"), ("traces.samples=0",)))
+    assert "02-traces      nothing is asked" in lines
+    (sft,) = (line for line in lines if line.startswith("04-sft"))
+    assert sft.startswith("04-sft         imported traces, not counted     ")
+
+
+@pytest.mark.parametrize(
+    ("view", "examples"),
+    [("full", "336"), ("answer", "336"), ("full+answer", "672"), ("multitask", "672")],
+)
+def test_a_view_may_make_two_examples_of_a_trace(view, examples):
+    wishes = (f'supervise.view="{view}"', 'on_policy.method="none"')
+    text = "\n".join(forecast(load_recipe(find_recipe("default"), wishes)))
+    assert f"04-sft         {examples} examples, " in text
+
+
+def test_copies_of_a_teacher_grade_too():
+    wishes = ("teacher.data_parallel=2", "hardware.gpus=2")
+    recipe = load_recipe(find_recipe("gpu-h100"), wishes)
+    one, two = (
+        next(line for line in forecasts.lines_of(work_of(r)) if line.stage == "05-on-policy")
+        for r in (load_recipe(find_recipe("gpu-h100")), recipe)
+    )
+    assert (one.devices, two.devices) == (1, 2)
+    assert two.seconds < one.seconds
 
 
 @pytest.mark.parametrize(
@@ -178,10 +216,10 @@ def test_a_share_that_vllm_would_not_start_in_is_said():
     wishes = ("training.sampler_memory_share=0.03", "teacher.practice_memory_share=0.2")
     told = [x for x in forecast(load_recipe(find_recipe("gpu-h100"), wishes)) if "warning" in x]
     assert told == [
-        "warning: teacher.practice_memory_share 0.2 is 16.0 GiB, weights and one sequence want "
-        "16.8 GiB",
-        "warning: training.sampler_memory_share 0.03 is 2.4 GiB, weights and one sequence want "
-        "4.1 GiB",
+        "warning: teacher.practice_memory_share 0.2 is 16.0 GiB, weights, one sequence and vLLM "
+        "itself want 18.3 GiB",
+        "warning: training.sampler_memory_share 0.03 is 2.4 GiB, weights, one sequence and vLLM "
+        "itself want 6.2 GiB",
     ]
 
 

@@ -2,11 +2,13 @@
 
 import pytest
 
+from pipeline import grading as grading_module
 from pipeline.attempts import Attempt
 from pipeline.grading import Grading
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.recipe import TeacherOptions
 from pipeline.records import Problem, Verdict
+from serve.errors import CannotDo
 from serve.messages import Completion, Grade, Request
 
 TEACHER = TeacherOptions(engine="http", model="m", base_url="http://localhost/v1", system="s")
@@ -125,3 +127,42 @@ def test_what_a_killed_practice_was_told_is_read_from_its_logs(grading, tmp_path
         assert again.continuations(asked) == said
         assert again._engine is None
         assert again.tokens == 4
+
+
+class Mute(Recorder):
+    """Generates and cannot grade."""
+
+    asked = 0
+
+    def grade(self, requests, top):
+        self.asked += 1
+        raise CannotDo("no grades here")
+
+
+def test_a_server_that_cannot_grade_is_asked_once(grading):
+    grading._engine = mute = Mute()
+    for problem in PRACTICE:
+        with pytest.raises(CannotDo, match="no grades here"):
+            grading.grades([attempt(problem)])
+    assert mute.asked == 1
+
+
+def test_one_that_graded_before_is_asked_again(grading):
+    grading.grades([attempt(PRACTICE[0])])
+    grading._engine = mute = Mute()
+    for problem in PRACTICE[1:]:
+        with pytest.raises(CannotDo):
+            grading.grades([attempt(problem)])
+    assert mute.asked == 2
+
+
+def test_vllm_is_opened_for_what_practice_can_need(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(grading_module, "open_teacher", lambda t, prefixes: opened.append(t))
+    teacher = TEACHER.model_copy(update={"engine": "vllm", "context_tokens": 18_432})
+    options = OnPolicyOptions(method="aligned", max_tokens=1024)
+    with Grading(teacher, options, PRACTICE, tmp_path) as found:
+        found.engine  # noqa: B018
+        found._engine = None
+    # The student's 2,048, half as many again, the system turn and the longest question.
+    assert opened[0].context_tokens == 3072 + len("s") + len(QUESTIONS[0])

@@ -3,7 +3,16 @@
 import pytest
 
 from pipeline.cells import Trained
-from pipeline.granularity_table import Taught, as_json, judge, parts_of, plot, sentences, table
+from pipeline.granularity_table import (
+    Taught,
+    Untaught,
+    as_json,
+    judge,
+    parts_of,
+    plot,
+    sentences,
+    table,
+)
 
 ITEMS = 400
 
@@ -31,6 +40,7 @@ def taught(view, right, tokens, arm="traces", examples=40, traces=40):
 
 
 BASE = rights(20)
+UNTAUGHT = Untaught(BASE, {"general": {"a": True, "b": True}, "related": {}})
 
 
 def test_the_smallest_that_stays_within_the_margin_is_named():
@@ -45,9 +55,19 @@ def test_the_smallest_that_stays_within_the_margin_is_named():
     assert said.smallest == "steps"
     assert said.learned
     assert said.differences["answer"][0] == pytest.approx(-0.25)
-    assert sentences(part, BASE, 5.0) == (
+    assert sentences(part, UNTAUGHT, 5.0) == (
         "- 40 traces, equal traces: the smallest supervision that still transfers is steps: within"
         " 5 points of the best, full; +14.83 points a 1,000 supervised tokens.\n"
+    )
+
+
+def test_the_best_that_is_the_smallest_as_well_is_named():
+    part = [taught("full", rights(150), 6000), taught("answer", rights(200), 600)]
+    said = judge(part, BASE, 5.0)
+    assert (said.best, said.smallest) == ("answer", "answer")
+    assert sentences(part, UNTAUGHT, 5.0) == (
+        "- 40 traces, equal traces: the smallest supervision that still transfers is answer, which"
+        " is also the best; +75.00 points a 1,000 supervised tokens.\n"
     )
 
 
@@ -57,10 +77,10 @@ def test_a_difference_the_items_cannot_rule_out_is_not_within_the_margin():
     said = judge(part, BASE, 5.0)
     assert said.differences["steps"][0] == pytest.approx(-0.02)
     assert said.within == ["full"]
-    assert sentences(part, BASE, 5.0) == (
+    assert sentences(part, UNTAUGHT, 5.0) == (
         "- 40 traces, equal traces: full is best, +7.50 points a 1,000 supervised tokens; no"
         " smaller view is shown both to stay within 5 points of it and to be better than the base"
-        " student.\n"
+        " student (intervals on 400 items reach 6.8 points below a difference, or more).\n"
     )
 
 
@@ -82,7 +102,7 @@ def test_a_view_that_is_not_better_than_the_base_student_does_not_transfer():
 
 def test_no_claim_where_nothing_was_learned():
     part = [taught("full", rights(24), 6000), taught("answer", rights(22), 600)]
-    assert sentences(part, BASE, 5.0) == (
+    assert sentences(part, UNTAUGHT, 5.0) == (
         "- 40 traces, equal traces: no claim. The best, full, is not shown to be better than the"
         " base student on 400 items.\n"
     )
@@ -90,15 +110,15 @@ def test_no_claim_where_nothing_was_learned():
 
 def test_a_view_that_cannot_be_made_says_why():
     found = [taught("full", rights(200), 6000), Taught("errors", "traces", 40, None, "no attempt")]
-    shown = table(found, BASE, 5.0)
+    shown = table(found, UNTAUGHT, 5.0)
     assert shown.splitlines()[0] == (
-        "400 fresh items; base student 5.0 %. Intervals: 95 % each; suites: %."
+        "400 fresh items; base student 5.0 % (general 100). Intervals: 95 % each; suites: %."
     )
     row = "| full | 40 x 3 | 6,000 | 9 | 50.0 [45, 55] | best | +7.50 | harder 50 | 50 | 1.0 |"
     assert row in shown
     assert "| errors | no attempt |  |" in shown
     assert judge(found[1:], BASE, 5.0) is None
-    stored = as_json(found, BASE, 5.0)["parts"][0]["students"]
+    stored = as_json(found, UNTAUGHT, 5.0)["parts"][0]["students"]
     assert [s["reason"] for s in stored] == ["", "no attempt"]
 
 
@@ -112,4 +132,4 @@ def test_arms_and_sizes_are_judged_apart():
         ("traces", 40, 1),
         ("tokens", 40, 2),
     ]
-    assert plot(found, BASE).startswith("<svg")
+    assert plot(found, UNTAUGHT).startswith("<svg")

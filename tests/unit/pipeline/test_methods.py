@@ -250,6 +250,42 @@ def test_recover_goes_on_from_the_students_own_words(monkeypatch):
     assert all(t.shares == (1.0,) for t in lesson.targets)
 
 
+class Characters:
+    """An id a character."""
+
+    def __call__(self, text, add_special_tokens=False):
+        return {"input_ids": [ord(character) for character in text]}
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join(map(chr, ids))
+
+
+HALVES = "<think>\n1 + 1 = 2\n2 + 3 = 6\n</think>\nAnswer: 6"
+
+
+@pytest.mark.parametrize(("thinks", "lead"), [(False, ""), (True, "<think>\n")])
+def test_a_teacher_that_cannot_grade_goes_on_from_the_middle_in_its_own_form(thinks, lead):
+    problem = Problem(question="1 + 1 + 3 =", answer="5", family="f")
+    attempt = Attempt(
+        key="a",
+        block=0,
+        problem=problem,
+        completion=Completion(text=HALVES, finish="stop", prompt_tokens=1, completion_tokens=9),
+        verdict=Verdict(passed=False, reason="wrong", extracted="6", verifier="v"),
+    )
+    teacher = TeacherOptions(model="m", system="s", thinks=thinks)
+    prefix = recover.middle_prefix(attempt, (50, 51), text_for_teacher(HALVES, teacher)[0])
+    assert prefix.begun == f"{lead}1 + 1 = 2\n"
+    close = "\n</think>\n" if thinks else "\n"
+    said = continuation(f"2 + 3 = 5{close}Answer: 5")
+    with Judge() as judge:
+        lesson = recover.recovered(prefix, said, judge, Characters(), TONGUES)
+    text = "<think>\n1 + 1 = 2\n2 + 3 = 5\n</think>\nAnswer: 5"
+    assert lesson.ids == (50, 51, *Characters()(text)["input_ids"], END)
+    kept = Characters()("<think>\n1 + 1 = 2\n")["input_ids"]
+    assert min(t.at for t in lesson.targets) == 2 + len(kept)
+
+
 def test_recover_leaves_alone_what_the_teacher_would_have_written():
     one = graded(LINE, TOKENS, [-0.1] * 8)
     assert recover.prefix_of(one, "1+2=12\nA3", OnPolicyOptions(method="recover")) is None

@@ -119,3 +119,17 @@ def test_how_vllm_is_spread_is_said_only_where_it_was_asked_for(tmp_path):
 def test_practice_does_not_teach_reasoning_to_who_is_asked_for_none(view):
     with pytest.raises(RecipeError, match=f"which supervise.view {view} does not ask for"):
         load_recipe(find_recipe("default"), (f'supervise.view="{view}"',))
+
+
+def test_a_preset_that_is_named_beside_the_command_goes_before_the_file():
+    chosen = load_recipe(find_recipe("default"), ("on_policy.preset='gkd'",)).on_policy
+    assert (chosen.method, chosen.passes, chosen.temperature, chosen.merge) == ("auto", 1, 1.0, 1.0)
+    assert chosen.block_attempts == 128  # the preset says nothing of it
+    wishes = ("on_policy.passes=3", "on_policy.preset='gkd'")
+    chosen = load_recipe(find_recipe("default"), wishes).on_policy
+    assert (chosen.method, chosen.passes) == ("auto", 3)
+
+
+def test_a_gguf_type_that_nobody_knows_is_refused_with_the_recipe():
+    with pytest.raises(RecipeError, match="unknown GGUF type 'Q4_K'; there are BF16, F16"):
+        load_recipe(find_recipe("default"), ('gguf.types=["F16", "Q4_K"]',))

@@ -11,7 +11,7 @@ from pipeline.store import (
     record_line,
     write_file,
 )
-from serve.errors import DataError
+from serve.errors import DataError, DiskError
 from serve.messages import Completion
 
 
@@ -39,6 +39,31 @@ def test_a_file_of_one_torn_line_becomes_empty(tmp_path):
     with AppendLog(path):
         pass
     assert path.read_bytes() == b""
+
+
+def test_a_log_is_closed_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.store.SYNC_EVERY_RECORDS", 1)
+    monkeypatch.setattr("pipeline.store.CLOSED_EVERY_S", 0.0)
+    path = tmp_path / "log.jsonl"
+    with AppendLog(path) as log:
+        handle = log._file
+        first = log.append([answer("a")])
+        second = log.append([answer("b"), answer("c")])
+        assert handle.closed
+        assert log.append([answer("d")]) > second > first == 0
+    assert [a.key for a in read_records(path, Answer)] == ["a", "b", "c", "d"]
+
+
+def test_a_log_that_cannot_be_opened_again_is_one_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.store.SYNC_EVERY_RECORDS", 1)
+    monkeypatch.setattr("pipeline.store.CLOSED_EVERY_S", 0.0)
+    path = tmp_path / "folder" / "log.jsonl"
+    log = AppendLog(path)
+    path.parent.rename(tmp_path / "away")
+    with pytest.raises(DiskError, match=r"cannot append .* No such file or directory"):
+        log.append([answer("a")])
+    log.close()  # says nothing of its own
+    assert [a.key for a in read_records(tmp_path / "away" / "log.jsonl", Answer)] == ["a"]
 
 
 def test_a_bad_line_is_named(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pipeline import sft
 from pipeline.all import stages
 from pipeline.compare_recipes import _fingerprint
 from pipeline.examine import Rung
@@ -20,17 +21,21 @@ from serve.messages import Completion, Message
 SUITES = load_suites("embedded")
 
 
-def manifests(run, recipe, sources=None):
+def manifests(run, recipe):
+    """As if every stage were done."""
+    done = {}
     for stage in stages(recipe):
+        inputs = {name: done[name] for name in stage.needs}
         manifest = Manifest(
             stage=stage.name,
-            fingerprint=stage.name,
+            fingerprint=run.fingerprint(stage, inputs, recipe.run.seed),
             files={"a": "1"},
-            sources=(sources or {}).get(stage.name, {}),
+            sources=stage.sources_now(),
             counts={},
             took_s=0,
         )
         write_json(run.manifest_path(stage), manifest.model_dump(mode="json"))
+        done[stage.name] = manifest
 
 
 def test_a_method_is_measured_again_when_its_problems_or_general_data_changed(tmp_path):
@@ -38,9 +43,7 @@ def test_a_method_is_measured_again_when_its_problems_or_general_data_changed(tm
     mine.write_text("{}")
     recipe = load_recipe(find_recipe("embedded/r1"), (f'general.files=["{mine}"]',))
     run = RunDir(tmp_path / "r1")
-    now = {s.name: s.sources_now() for s in stages(recipe)}
-    assert list(now["02-general"]) == [str(mine)]
-    manifests(run, recipe, now)
+    manifests(run, recipe)
     before = _fingerprint(run, recipe, "04-sft", 10, SUITES)
     assert before == _fingerprint(run, recipe, "04-sft", 10, SUITES)
     assert before not in (None, _fingerprint(run, recipe, "04-sft", 9, SUITES))
@@ -50,7 +53,16 @@ def test_a_method_is_measured_again_when_its_problems_or_general_data_changed(tm
     problems = run.manifest_path(stages(recipe)[0])
     content = json.loads(problems.read_text())
     problems.write_text(json.dumps(content | {"files": {"a": "2"}}))
-    assert _fingerprint(run, recipe, "04-sft", 10, SUITES) not in (None, before)
+    assert _fingerprint(run, recipe, "04-sft", 10, SUITES) is None
+
+
+def test_a_method_that_was_taught_by_other_code_is_taught_again(tmp_path, monkeypatch):
+    recipe = load_recipe(find_recipe("embedded/plain"))
+    run = RunDir(tmp_path / "plain")
+    manifests(run, recipe)
+    assert _fingerprint(run, recipe, "04-sft", 10, SUITES) is not None
+    monkeypatch.setattr(sft, "STAGE_VERSION", sft.STAGE_VERSION + 1)
+    assert _fingerprint(run, recipe, "04-sft", 10, SUITES) is None
 
 
 def test_imported_traces_are_those_of_the_run_or_none(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeline.contamination import Overlap
 from pipeline.records import Verdict
 from pipeline.transfer_summary import Asked, summary
 from pipeline.transfer_table import text_of
@@ -76,6 +77,16 @@ def test_the_text_says_it():
     )
     assert "| reasons | 50.0 | 35.0 | 30.0 | 10.0 | 40.0 | 30.0 |" in text
     assert any(line.startswith("| decorates | 20 | 50.0 | 50.0 |") for line in text)
+
+
+def test_a_suite_that_was_searched_for_training_data_in_vain_says_so():
+    assert "| harder | none of 10 |  |  |  |  |" in text_of(FOUND)
+    hit = Overlap(
+        suite="fresh", item="i0", kind="8-gram", where="prompt", source="p", matched="1 + 1"
+    )
+    lines = text_of(summary(rows("teacher", "fresh", 5), [hit])).splitlines()
+    row = next(line for line in lines if line.startswith("| fresh | 8-gram"))
+    assert row.startswith("| fresh | 8-gram of a prompt 1 | teacher | 25.0 [11, 47] | 21.1 ")
 
 
 def test_an_unscored_answer_is_in_no_share():

@@ -6,9 +6,18 @@ import subprocess
 
 import pytest
 
-from quant.bundle import CHECKSUMS, checksums, go_template, modelfile, place, rendered_go
+from quant.bundle import (
+    CHECKSUMS,
+    checksums,
+    go_template,
+    modelfile,
+    place,
+    plain_modelfile,
+    rendered_go,
+)
 from quant.parity import conversations
 from serve.errors import DataError
+from serve.messages import Message
 from serve.template import ChatTemplate
 
 CHATML = (
@@ -16,6 +25,12 @@ CHATML = (
     "{{ '<|im_start|>system\\nBe helpful<|im_end|>\\n' }}{% endif %}"
     "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# Qwen3's way: an answer that nothing follows has a place for thoughts.
+LAST_APART = CHATML.replace(
+    "+ message['content'] +",
+    "+ ('<think>\\n\\n</think>\\n\\n' if loop.last and message['role'] == 'assistant' else '')"
+    " + message['content'] +",
 )
 # Mistral's way: no frame of its own for a system turn.
 INSTRUCT = (
@@ -37,6 +52,15 @@ def test_the_go_template_renders_what_the_chat_template_renders():
         assert rendered_go(go, messages) == template.render(messages)
 
 
+def test_a_template_that_treats_the_last_answer_apart_is_told_by_those_before_it():
+    template = ChatTemplate(LAST_APART)
+    messages = [Message(role=r, content=c) for r, c in (("system", "s"), ("user", "2 + 2 ="))]
+    more = [Message(role="assistant", content="4"), Message(role="user", content="And 3 + 3?")]
+    assert "<think>" in template.render([*messages, more[0]], add_generation_prompt=False)
+    for asked in (messages, [*messages, *more]):
+        assert rendered_go(go_template(template), asked) == template.render(asked)
+
+
 def test_a_template_of_another_form_is_refused():
     with pytest.raises(DataError, match="frames system turns in another way"):
         go_template(ChatTemplate(INSTRUCT))
@@ -46,8 +70,13 @@ def test_the_modelfile_names_file_template_system_and_stop():
     text = modelfile("default-Q8_0.gguf", ChatTemplate(CHATML), "Think.", ["<|im_end|>"])
     assert text.startswith('FROM ./default-Q8_0.gguf\nTEMPLATE """{{- range .Messages }}')
     assert text.endswith(
-        'SYSTEM """Think."""\nPARAMETER temperature 0\nPARAMETER stop "<|im_end|>"\n'
+        'SYSTEM """Think."""\nPARAMETER temperature 0\nPARAMETER repeat_penalty 1\n'
+        'PARAMETER stop "<|im_end|>"\n'
     )
+    # Where the template cannot be told, all else is the same.
+    head, _, rest = text.partition("TEMPLATE")
+    without = head + rest[rest.index("SYSTEM") :]
+    assert plain_modelfile("default-Q8_0.gguf", "Think.", ["<|im_end|>"]) == without
 
 
 def test_files_and_folders_are_placed_with_the_same_bytes(tmp_path):

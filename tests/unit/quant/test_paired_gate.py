@@ -33,7 +33,7 @@ def merged(*groups):
             "60 items show drops from 4.1 points",
         ),
         ((860, 18, 22), "pass", "-0.4 points [-1.6, 0.7]: within 3 points"),
-        ((800, 5, 95), "fail", "-10.0 points [-11.9, -8.3]; f fell beyond 3 points"),
+        ((800, 5, 95), "fail", "-10.0 points [-11.9, -8.3]: a drop beyond 3 points"),
         (
             (40, 2, 3),
             "inconclusive",
@@ -53,7 +53,7 @@ def test_a_family_that_fell_fails_though_the_whole_is_within_the_margin():
     verdict = paired_verdict("a", *merged(*groups), margin=0.03)
     assert verdict.difference == pytest.approx(-5 / 525)
     assert verdict.outcome == "fail"
-    assert verdict.why.endswith("; weak fell beyond 3 points")
+    assert verdict.why.endswith("; weak fell for certain, by estimate beyond 3 points")
     weak, strong = verdict.families["weak"], verdict.families["strong"]
     assert (weak.lost, weak.difference) == (20, -0.2)
     assert weak.p_holm == 2 * weak.p_value
@@ -101,7 +101,9 @@ def test_one_look_of_several_asks_more_of_the_same_answers():
 
 def test_a_drop_is_certain_before_the_last_look_or_asked_about_again():
     counts = items(278, 6, 16)
-    assert paired_verdict("a", *counts, margin=0.03, alpha=0.025).outcome == "fail"
+    final = paired_verdict("a", *counts, margin=0.03, alpha=0.025)
+    assert final.outcome == "fail"
+    assert final.why.endswith(": a drop for certain, by estimate beyond 3 points")
     first = paired_verdict("a", *counts, margin=0.03, alpha=0.025, last=False)
     assert (first.outcome, first.high < 0) == ("inconclusive", True)
     certain = paired_verdict("a", *items(250, 2, 48), margin=0.03, alpha=0.025, last=False)

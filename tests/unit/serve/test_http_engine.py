@@ -158,6 +158,17 @@ def test_a_server_without_them_cannot_grade():
     assert raised.value.exit_code == 5
 
 
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_refuses_unknown_fields_cannot_grade(status):
+    request = Request(key="g", messages=(Message(role="user", content="q"),), begun="4")
+    with server([(status, {}, {"error": "prompt_logprobs: extra"})]) as (url, seen):
+        engine = load(base_url=url, model="m")
+        with pytest.raises(CannotDo, match=f"status {status}"):
+            engine.grade([request], top=1)
+        engine.close()
+    assert len(seen) == 1
+
+
 def test_an_answer_that_is_no_run_of_whole_tokens_is_not_graded():
     joined = [*PROMPT[:2], (9, "<turn>1", -1.0), (5, "2", -1.0), *ANSWER[2:], *TURN]
     with server([(200, {}, scored(joined))]) as (url, _):

@@ -13,6 +13,10 @@ CONTEXT = 40
 OPENED = ChatTemplate("{{ messages[0].content }}<think>")
 
 
+class Fail(Exception):
+    """As onnxruntime's, which are of no class that Python knows."""
+
+
 class Counting:
     """Rows that write 1, 2, 3 …; `fails_at` raises there, as a runtime that is out of memory."""
 
@@ -21,7 +25,7 @@ class Counting:
 
     def draw(self, samplings, position):
         if position == self.fails_at:
-            raise RuntimeError("no memory")
+            raise Fail("no memory")
         return [position + 1]
 
     def append(self, tokens):

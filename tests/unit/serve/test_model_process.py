@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,16 @@ class Slow(Entry):
     def path(self):
         assert self.hashed.wait(LIMIT_S)
         raise self.error
+
+
+class Known(Entry):
+    """One whose file is there."""
+
+    def __init__(self, name):
+        super().__init__(name, "llama.cpp", f"path:deep/folder/{name}.gguf", None, ())
+
+    def path(self):
+        return Path(f"/m/{self.name}.gguf")
 
 
 def slow(error=NO, location="path:my models/b/s.gguf"):
@@ -86,3 +97,27 @@ def test_a_pool_ends_while_its_models_are_still_being_hashed():
     assert [model.state for model in models] == ["closed", "closed"]
     for entry in entries:
         entry.hashed.set()
+
+
+def test_a_draft_guesses_for_every_other_gguf_and_for_nothing_else():
+    settings = Settings(slots=1, queue=1, context_tokens=64, draft=Known("small"), draft_tokens=3)
+    given = {}
+    for name, engine in (("large", "llama.cpp"), ("small", "llama.cpp"), ("onnx", "onnxruntime")):
+        entry = Slow(name, engine, f"path:{name}", None, ())
+        model = ModelProcess(entry, settings)
+        given[name] = model._options()
+        entry.hashed.set()
+        model.close()
+    assert (given["large"]["draft"], given["large"]["draft_tokens"]) == ("/m/small.gguf", 3)
+    assert "draft" not in given["small"] | given["onnx"]
+
+
+def test_no_place_of_a_draft_is_told():
+    entry = Slow("large", "llama.cpp", "path:m/large.gguf", None, ())
+    entry.hashed.set()
+    object.__setattr__(entry, "error", UntrustedFile("sha256 of path:deep/folder/small.gguf is 1"))
+    settings = Settings(slots=1, queue=1, context_tokens=64, draft=Known("small"))
+    model = ModelProcess(entry, settings)
+    until(lambda: model.state == "failed")
+    assert model.problem == "sha256 of small.gguf is 1"
+    assert model.kind is UntrustedFile

@@ -103,8 +103,9 @@ def test_the_limit_is_two_seconds():
     assert judge_module.TIME_LIMIT_S == 2.0
 
 
-LETTER = ["C", "c", "(C)", "C.", "C) two", "C: two", "\\text{C}", "**C**"]
+LETTER = ["C", "c", "(C)", "C.", "C) two", "C: two", "\\text{C}", "**C**", "C) A dog"]
 OTHER = ["B", "(B) not C", "Cat", "A C", "two", "C or D", "BC", "", "cc"]
+OTHER += ["C, D", "A, B, C, D", "C. D.", "C and D", "(C), (D)"]
 
 
 @pytest.mark.parametrize(
@@ -128,3 +129,13 @@ def test_an_answer_that_is_to_contain_a_word_need_not_end_with_it(judge, text, r
     problem = Problem(question="Capital?", answer="Paris", family="general", scorer="contains")
     said = Completion(text=text, finish="stop", prompt_tokens=1, completion_tokens=1)
     assert judge.verdict(problem, said).passed is right
+
+
+def test_a_family_scores_as_exactly_as_its_options_say():
+    options = {"max_num_decimal_places": 6, "precision": 12}
+    (problem,) = family_problems("decimal_arithmetic", options, 1, 1)
+    assert problem.entry["options"] == options
+    assert judge_module.is_right(problem, problem.answer)
+    shortened = f"{float(problem.answer):.3f}"
+    assert float(shortened) != float(problem.answer)
+    assert not judge_module.is_right(problem, shortened)

@@ -162,7 +162,7 @@ def _cluster(scale: ScaleOptions) -> Iterator[None]:
     except ModuleNotFoundError:
         raise UsageError(
             'package ray is not installed, which scale.executor = "ray" needs',
-            hint="pip install 'retort[ray]'",
+            hint="pip install '.[ray]' in the project's folder",
         ) from None
     _check_reachable(scale.address)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -231,7 +231,7 @@ class SftOptions(Record):
     checkpoint_steps: int = Field(50, ge=1, description="steps between checkpoints")
     lora_rank: int = Field(32, ge=1, le=1024)
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 on CUDA or a CPU with AMX, else float32"
+        "auto", description="auto: bfloat16 on CUDA or a CPU that multiplies it, else float32"
     )
 
 

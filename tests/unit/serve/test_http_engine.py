@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 
 from serve.engines import http as engine_module
@@ -96,6 +97,25 @@ def test_a_refusal_is_not_retried():
     with server([(401, {}, {"error": "no"})]) as (url, seen), pytest.raises(EngineError):
         ask(url)
     assert len(seen) == 1
+
+
+def test_a_long_answer_has_longer_to_come(monkeypatch):
+    given = []
+
+    class Client(httpx.Client):
+        def post(self, *arguments, timeout, **options):
+            given.append(timeout)
+            return super().post(*arguments, **options)
+
+    monkeypatch.setattr(engine_module.httpx, "Client", Client)
+    with server([(200, {}, said("x"))]) as (url, _):
+        engine = load(base_url=url, model="m")
+        for limit in (9, 16_384):
+            sampling = Sampling(max_tokens=limit)
+            turns = (Message(role="user", content="q"),)
+            list(engine.generate([Request(key="a", messages=turns, sampling=sampling)]))
+        engine.close()
+    assert given == [120.9, 120 + 1638.4]
 
 
 def test_the_token_budget_stops_the_run():

@@ -37,9 +37,10 @@ def ask(
     log_path: Path,
     label: str,
     context: Context,
+    context_tokens: int = 0,
 ) -> dict[str, Completion]:
     """All answers by key; see `kept`, which holds none of them in memory."""
-    answers = kept(open_engine, requests, log_path, label, context)
+    answers = kept(open_engine, requests, log_path, label, context, context_tokens)
     return {r.key: answers[r.key] for r in requests}
 
 
@@ -49,11 +50,18 @@ def kept(
     log_path: Path,
     label: str,
     context: Context,
+    context_tokens: int = 0,
 ) -> KeptAnswers:
     """The log, with all answers in it. An engine is opened only when something is missing; where
-    the context says so, one in each of several actors. Only this process writes the log."""
+    the context says so, one in each of several actors. Only this process writes the log.
+
+    `context_tokens`: of the engine, where that is a choice; answers that ended for want of them are
+    asked again.
+    """
     with closing(KeptAnswers(log_path)) as answers:
-        missing = {r.key for r in requests if r.key not in answers}
+        missing = {
+            r.key for r in requests if r.key not in answers or answers.wants_room(r, context_tokens)
+        }
         context.log.info("%s: %d of %d to ask", label, len(missing), len(requests))
         if missing:
             with context.progress.bar(label, len(requests)) as bar:

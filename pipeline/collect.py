@@ -21,7 +21,7 @@ from pipeline.records import Problem, Trace, content_key
 from pipeline.run import SCRATCH, Context
 from pipeline.store import read_records, write_records
 from pipeline.tasks.judge import Judge
-from pipeline.teacher import open_teacher, teacher_identity
+from pipeline.teacher import open_teacher, room_of, teacher_identity
 from serve.messages import Request, Sampling
 
 STAGE_VERSION = 3
@@ -51,6 +51,7 @@ def run(
         log_path,
         "teacher answers",
         context,
+        room_of(teacher),
     )
     prompts = {
         family: content_key([m.model_dump() for m in teacher_messages(teacher, "", family)])

@@ -29,7 +29,7 @@ from pipeline.records import Problem
 from pipeline.run import Context
 from pipeline.store import read_records, write_json, write_records
 from pipeline.tasks.judge import Judge
-from pipeline.teacher import open_teacher, teacher_identity
+from pipeline.teacher import open_teacher, room_of, teacher_identity
 from serve.messages import Message
 
 STAGE_VERSION = 5
@@ -78,7 +78,12 @@ def rungs_of(config: Config, inputs: Mapping[str, Path]) -> list[Rung]:
 
     return [
         Rung(
-            "teacher", teacher_identity(teacher), None, lambda: open_teacher(teacher), ask_teacher
+            "teacher",
+            teacher_identity(teacher),
+            None,
+            lambda: open_teacher(teacher),
+            ask_teacher,
+            context_tokens=room_of(teacher),
         ),
         base_rung(student, options),
         *(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.asking import ask, request_for
@@ -49,13 +49,17 @@ def inputs_of(root: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Rung:
-    """One step of the ladder: who answers, in which prompt style, from which file."""
+    """One step of the ladder: who answers, in which prompt style, from which file.
+
+    `context_tokens`: of an engine whose context is a choice of its own (`pipeline/asking.py`).
+    """
 
     name: str
     identity: str
     size_bytes: int | None
     open: Callable[[], Engine]
     messages: Callable[[Problem], tuple[Message, ...]]
+    context_tokens: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ def examine(
     log = out / SCRATCH / "answers.jsonl"
 
     def more(wanted: Sequence[Request]) -> dict[str, Completion]:
-        return ask(rung.open, wanted, log, rung.name, context)
+        return ask(rung.open, wanted, log, rung.name, context, rung.context_tokens)
 
     answers = waited(requests, more(requests), options.waits, more)
     return [

@@ -20,7 +20,7 @@ from pipeline.records import General
 from pipeline.run import SCRATCH, Context
 from pipeline.store import write_records
 from pipeline.tasks.files import dataset_rows, numbered_lines
-from pipeline.teacher import open_teacher, teacher_identity
+from pipeline.teacher import open_teacher, room_of, teacher_identity
 from serve.errors import DataError
 from serve.messages import Message, Sampling
 
@@ -49,7 +49,12 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     }
     log = out / SCRATCH / "answers.jsonl"
     answers = ask(
-        lambda: open_teacher(teacher), list(asked.values()), log, "general answers", context
+        lambda: open_teacher(teacher),
+        list(asked.values()),
+        log,
+        "general answers",
+        context,
+        room_of(teacher),
     )
     rows, cut = [], 0
     for key, row in sorted(prompts.items()):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.store import AppendLog, placed_records, record_at
-from serve.messages import Completion, Record
+from serve.messages import Completion, Record, Request
 
 
 class Answer(Record):
@@ -24,6 +24,8 @@ class KeptAnswers(Mapping[str, Completion]):
         self._log = AppendLog(path)
         self._places: dict[str, int] = {}
         self.tokens = 0
+        # Of answers that a limit ended: their own tokens, and those with the prompt.
+        self._cut: dict[str, tuple[int, int]] = {}
         for place, answer in placed_records(path, Answer):
             self._count(answer, place)
 
@@ -39,6 +41,16 @@ class KeptAnswers(Mapping[str, Completion]):
     def _count(self, answer: Answer, place: int) -> None:
         self.tokens += answer.completion.completion_tokens * (answer.key not in self._places)
         self._places[answer.key] = place
+        said = answer.completion
+        self._cut.pop(answer.key, None)
+        if said.finish == "length":
+            whole = said.prompt_tokens + said.completion_tokens
+            self._cut[answer.key] = (said.completion_tokens, whole)
+
+    def wants_room(self, request: Request, context_tokens: int) -> bool:
+        """Whether the context ended an answer to it, and there would be more of that now."""
+        own, whole = self._cut.get(request.key, (request.sampling.max_tokens, 0))
+        return own < request.sampling.max_tokens and whole < context_tokens
 
     def __getitem__(self, key: str) -> Completion:
         return record_at(self._log.path, self._places[key], Answer).completion

@@ -15,7 +15,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from pipeline.layout import Layout, Part, layout_of
-from serve.engines.attention import attends_to_everything, grouped_attention
+from serve.engines.attention import (
+    attends_plainly,
+    attends_to_everything,
+    grouped_attention,
+)
 
 PACKED = "retort_packed"
 
@@ -28,7 +32,7 @@ def packs(model: Any) -> bool:
     """
     config = model.config.get_text_config()
     dropped = (getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop"))
-    return attends_to_everything(model) and not any(dropped)
+    return attends_to_everything(model) and attends_plainly(model) and not any(dropped)
 
 
 def causal_mask(width: int, dtype: torch.dtype) -> torch.Tensor:

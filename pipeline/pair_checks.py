@@ -21,9 +21,10 @@ from pipeline.teacher import open_teacher
 from pipeline.views import CONTROL, VIEWS, Material
 from serve.engines.base import Engine
 from serve.engines.token_bytes import token_bytes
-from serve.errors import CannotDo
+from serve.errors import CannotDo, UntrustedFile
 from serve.messages import Completion
 from serve.reasoning import CLOSE_TAG, OPEN_TAG
+from serve.template import ChatTemplate
 
 # Below this share of the student's tokens, most places have nothing but the tail bucket.
 RISKY_SHARE = 0.3
@@ -77,6 +78,13 @@ def student_findings(recipe: Recipe, checkpoint: Path, tokenizer: Any) -> Iterat
         closed = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
     except TemplateError as error:
         yield Finding("refused", f"the student's chat template refuses a system turn: {error}")
+        return
+    try:
+        asked = student_messages(recipe.asked_student, "2 + 2 =")
+        template = ChatTemplate(tokenizer.chat_template, tokenizer.bos_token or "", end)
+        template.render(asked)
+    except UntrustedFile as error:
+        yield Finding("refused", f"files could not be asked with it: {error.args[0]}")
         return
     if closed.endswith(end):
         yield Finding("fine", f"student ends a turn with its end token {end!r}")

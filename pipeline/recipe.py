@@ -105,7 +105,9 @@ class TeacherOptions(Record):
     )
     base_url: str | None = Field(None, description="http: the server's /v1 address")
     api_key_env: str = Field("RETORT_API_KEY", description="http: variable that holds the key")
-    token_budget: int | None = Field(None, ge=1, description="http: completion tokens to pay for")
+    token_budget: int | None = Field(
+        None, ge=1, description="http: completion tokens a stage, at each start"
+    )
     license: str = Field("unknown", description="of the model, for the bundle's notice")
     system: str = Field(description="system prompt of the teacher")
     examples: tuple[WorkedExample, ...] = Field((), description="worked examples in its prompt")

@@ -21,7 +21,7 @@ from pipeline.run import Context
 from pipeline.selection import Solved
 from pipeline.store import read_records, write_records
 from pipeline.tasks.judge import Judge
-from pipeline.teacher import open_teacher, teacher_identity
+from pipeline.teacher import open_teacher, room_of, teacher_identity
 
 STAGE_VERSION = 3
 LIBRARIES = ("llama-cpp-python", "transformers", "torch", "reasoning-gym", "math-verify")
@@ -64,4 +64,5 @@ def _zero_shot(teacher: TeacherOptions) -> Rung:
         None,
         lambda: open_teacher(teacher),
         lambda p: teacher_messages(bare, p.question, p.family),
+        context_tokens=room_of(teacher),
     )

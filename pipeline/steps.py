@@ -7,7 +7,7 @@ lines that say the same one stays. The last line is tried like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -54,10 +54,15 @@ def measured_steps(
     traces: Sequence[Trace], measure: Measure, log_path: Path, context: Context
 ) -> dict[str, Steps]:
     """The steps of every trace by its key. Those measured already are not asked again."""
-    asked = content_key(measure.identity, measure.student.system, measure.threshold_nats)
+    how = content_key(measure.identity, measure.student.system, measure.threshold_nats)
+    # By what was written: servers write other words to the same request.
+    keys = {
+        t.key: content_key(how, t.key, reasoning_of(t.completion.text), t.verdict.extracted)
+        for t in traces
+    }
     with AppendLog(log_path) as store:
         found = {steps.key: steps for steps in read_records(log_path, Steps)}
-        missing = [t for t in traces if content_key(asked, t.key) not in found]
+        missing = [t for t in traces if keys[t.key] not in found]
         if missing:
             with (
                 closing(measure.open_engine()) as engine,
@@ -65,14 +70,16 @@ def measured_steps(
             ):
                 for start in range(0, len(missing), TRACES_TOGETHER):
                     part = missing[start : start + TRACES_TOGETHER]
-                    rows = _measured(part, measure, engine, asked)
+                    rows = _measured(part, measure, engine, keys)
                     store.append(rows)
                     found |= {row.key: row for row in rows}
                     bar.advance(len(rows))
-    return {trace.key: found[content_key(asked, trace.key)] for trace in traces}
+    return {trace.key: found[keys[trace.key]] for trace in traces}
 
 
-def _measured(traces: Sequence[Trace], measure: Measure, engine: Engine, asked: str) -> list[Steps]:
+def _measured(
+    traces: Sequence[Trace], measure: Measure, engine: Engine, keys: Mapping[str, str]
+) -> list[Steps]:
     """One round a line: what the answers of all traces are worth without it."""
     lines = [
         [line for line in reasoning_of(t.completion.text).splitlines() if line.strip()]
@@ -95,7 +102,7 @@ def _measured(traces: Sequence[Trace], measure: Measure, engine: Engine, asked: 
             kept[i][place] = now[i] - nats > measure.threshold_nats
             now[i] = now[i] if kept[i][place] else nats
     return [
-        Steps(key=content_key(asked, t.key), lines=tuple(own), cost_nats=tuple(c), kept=tuple(k))
+        Steps(key=keys[t.key], lines=tuple(own), cost_nats=tuple(c), kept=tuple(k))
         for t, own, c, k in zip(traces, lines, cost, kept, strict=True)
     ]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.recipe import StudentOptions
 from serve.errors import DataError, DiskError
+from serve.file_lock import locked
 from serve.models import cache_folder, file_sha256, pin_of, resolve_model
 
 # Bump when the conversion below changes what it writes.
@@ -35,12 +36,21 @@ def student_checkpoint(student: StudentOptions) -> Path:
     name = f"{sha256[:16]}-{version('transformers')}-{CONVERSION_VERSION}"
     folder = cache_folder() / "checkpoints" / name
     if not (folder / "COMPLETE").exists():
-        _dequantize(path, folder)
+        try:
+            with locked(cache_folder() / "locks" / "checkpoints.lock"):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                if not (folder / "COMPLETE").exists():  # another run was first
+                    _dequantize(path, folder)
+        except OSError as error:
+            raise DiskError(f"cannot write the student checkpoint to {folder}: {error}") from error
     return folder
 
 
 def _dequantize(gguf: Path, folder: Path) -> None:
-    """Write the checkpoint beside its final place, then rename: never a half-written student."""
+    """Write the checkpoint beside its final place, then rename: never a half-written student.
+
+    What killed processes left there goes first. Raises OSError.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -55,16 +65,15 @@ def _dequantize(gguf: Path, folder: Path) -> None:
     plain = type(packed)(config).to(torch.bfloat16)
     plain.load_state_dict(packed.state_dict())
     plain.generation_config = packed.generation_config
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+    for left in folder.parent.glob(".partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as name:
+        temporary = Path(name) / "checkpoint"
         plain.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "COMPLETE").touch()
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
-    except OSError as error:
-        raise DiskError(f"cannot write the student checkpoint to {folder}: {error}") from error
 
 
 def gguf_tokenizer(gguf: Path) -> Any:

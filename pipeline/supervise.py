@@ -66,7 +66,7 @@ def end_of_turn(tokenizer: Any) -> str | None:
 
 def supervised_tokens(example: Example, tokenizer: Any) -> int:
     """Tokens that carry loss: those of the completion, and the end of the turn."""
-    return len(tokenizer(example.completion)["input_ids"]) + 1
+    return len(tokenizer(example.completion, add_special_tokens=False)["input_ids"]) + 1
 
 
 def reasoning_of(text: str) -> str:

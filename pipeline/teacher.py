@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
 from pipeline.recipe import TeacherOptions
@@ -14,6 +13,7 @@ from serve.engines.base import Engine
 from serve.engines.child import load_in_child
 from serve.engines.vllm_process import open_vllm
 from serve.errors import DiskError
+from serve.file_lock import locked
 from serve.hardware import cores
 from serve.models import cache_folder, file_sha256, pin_of, resolve_model
 
@@ -23,6 +23,11 @@ def teacher_identity(teacher: TeacherOptions) -> str:
     written = encoding(teacher)
     copy = "" if written == AS_IT_IS else f" as {written}"
     return f"{teacher.engine}:{teacher.model}@{pin_of(teacher.model, teacher.sha256)}{copy}"
+
+
+def room_of(teacher: TeacherOptions) -> int:
+    """Tokens of prompt and answer that were chosen for it; a server has its own."""
+    return 0 if teacher.engine == "http" else teacher.context_tokens
 
 
 def open_teacher(teacher: TeacherOptions, prefixes: int = 1) -> Engine:
@@ -75,10 +80,8 @@ def _reencoded(path: Path, teacher: TeacherOptions) -> Path:
     if _proven(target):
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         # Several actors of one machine want it at once.
-        with target.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(target.with_suffix(".lock")):
             if not _proven(target):
                 quantize(path, target, Encoding(file_type=kind), cores(), requantize=True)
                 write_file(_proof(target), file_sha256(target))

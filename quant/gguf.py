@@ -16,6 +16,7 @@ from pydantic import Field
 
 from quant.tool import run_tool
 from serve.errors import DataError, UsageError
+from serve.file_lock import locked
 from serve.messages import Record
 from serve.models import cache_folder
 
@@ -127,9 +128,15 @@ def converter_folder() -> Path:
             f"the source archive of llama-cpp-python {release} is not in the cache",
             hint="run `make converter`",
         )
+    with locked(cache_folder() / "locks" / f"converter-{release}.lock"):
+        if not (folder / "COMPLETE").exists():  # another run was first
+            _unpack(archive, f"llama_cpp_python-{release}/vendor/llama.cpp/", folder)
+    return folder
+
+
+def _unpack(archive: Path, prefix: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/")
-    prefix = f"llama_cpp_python-{release}/vendor/llama.cpp/"
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():
             inner = member.name.removeprefix(prefix)
@@ -137,4 +144,3 @@ def converter_folder() -> Path:
                 member.name = inner
                 tar.extract(member, folder, filter="data")
     (folder / "COMPLETE").touch()
-    return folder

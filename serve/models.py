@@ -13,12 +13,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from serve.errors import DataError, DiskError, UntrustedFile, UsageError
+from serve.file_lock import locked
 
 HASH_CHUNK_BYTES = 1 << 22
 HUB_FILES = ["*.safetensors", "*.json", "*.gguf", "tokenizer*", "*.jinja", "LICENSE*"]
@@ -187,26 +187,32 @@ def _package_file(name: str) -> Path:
 
 def _join(parts: list[Path], target: Path, sha256: str, pattern: str) -> None:
     """Concatenate `parts` beside `target`, check the hash, then rename."""
-    digest = hashlib.sha256()
+    temporary = target.with_suffix(".partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-            temporary = Path(file.name)
-            for part in parts:
-                with part.open("rb") as source:
-                    while chunk := source.read(HASH_CHUNK_BYTES):
-                        digest.update(chunk)
-                        file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        if digest.hexdigest() != sha256:
-            temporary.unlink()
-            raise UntrustedFile(
-                f"sha256 of wheel:{pattern} is {digest.hexdigest()}, expected {sha256}"
-            )
-        os.replace(temporary, target)
+        with locked(cache_folder() / "locks" / f"{target.stem}.lock"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            digest = _copy(parts, temporary)
+            if digest != sha256:
+                raise UntrustedFile(f"sha256 of wheel:{pattern} is {digest}, expected {sha256}")
+            os.replace(temporary, target)
     except OSError as error:
         raise DiskError(f"cannot join {len(parts)} parts into {target}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy(parts: list[Path], target: Path) -> str:
+    """The sha256 of what was written."""
+    digest = hashlib.sha256()
+    with target.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as source:
+                while chunk := source.read(HASH_CHUNK_BYTES):
+                    digest.update(chunk)
+                    file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 def _from_hub(rest: str) -> Path:

@@ -22,8 +22,10 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 from jinja2.exceptions import SecurityError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import do_center, do_format, do_indent
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.runtime import str_join
 
 from serve.errors import UntrustedFile
@@ -37,6 +39,16 @@ WIDEST = 999
 NUMBER = re.compile(r"\d+")
 
 
+class _Generation(Extension):
+    """`{% generation %}` marks for trainers what the assistant says; a prompt has it as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 jinja's own form
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+
+
 class ChatTemplate:
     """A compiled template; `render` gives the exact prompt text, `end_text` closes a turn."""
 
@@ -46,7 +58,9 @@ class ChatTemplate:
                 f"chat template of {origin} has {len(source)} characters, "
                 f"limit {SOURCE_LIMIT_CHARACTERS}"
             )
-        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = _Sandbox(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+        )
         self._environment = environment
         environment.filters["tojson"] = _tojson
         environment.filters |= {"center": _padded, "format": _formatted, "indent": _indented}

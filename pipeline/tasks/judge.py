@@ -166,7 +166,9 @@ def _child_loop() -> None:
     # Scorers may print; replies travel on a descriptor of their own.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    import reasoning_gym  # noqa: F401  (imported before the clock of the first question starts)
+    # Imported before the clock of the first question starts.
+    import math_verify  # noqa: F401
+    import reasoning_gym  # noqa: F401
 
     replies.write("ready\n")
     for line in sys.stdin:

@@ -28,6 +28,14 @@ def attends_to_everything(model: Any) -> bool:
     return bool(model._supports_attention_backend) and everything
 
 
+def attends_plainly(model: Any) -> bool:
+    """Whether attention is a softmax of scores and nothing else: no caps on scores (Gemma 2), no
+    sinks beside the keys (gpt-oss). What is registered here knows of neither."""
+    config = model.config.get_text_config(decoder=True)
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    return not capped and not any(name.endswith("sinks") for name, _ in model.named_parameters())
+
+
 class _Softmax(torch.autograd.Function):  # type: ignore[misc]
     """Softmax over the last axis in float32, kept for the way back in the dtype of the scores.
 
@@ -63,6 +71,8 @@ def grouped_attention(
 
     `attention_mask` (B or 1, 1, Q, K) is added to the scores. Returns (B, Q, H, D).
     """
+    assert _.get("softcap") is None, "see attends_plainly"
+    assert _.get("s_aux") is None, "see attends_plainly"
     batch, heads, queries, width = query_BHQD.shape
     groups, keys = key_BGKD.shape[1:3]
     query_BGRD = (query_BHQD * scaling).reshape(batch, groups, heads // groups * queries, width)

@@ -65,9 +65,12 @@ class BlockEngine(ABC):
         longest = max((len(prompts[r.key]) + r.sampling.max_tokens for r in requests), default=1)
         together = min(self.block, self._room(longest))
         for start in range(0, len(ordered), together):
-            block = ordered[start : start + together]
-            *_, answers = self._steps(block, [prompts[r.key] for r in block])
-            yield from [(answer.request.key, answer.completion()) for answer in answers]
+            block, told = ordered[start : start + together], set[str]()
+            for answers in self._steps(block, [prompts[r.key] for r in block]):
+                # As they end: a block of long answers would be silent for an hour.
+                ended = [a for a in answers if a.finish and a.request.key not in told]
+                yield from [(answer.request.key, answer.completion()) for answer in ended]
+                told |= {answer.request.key for answer in ended}
 
     def stream(self, request: Request) -> Iterator[Chunk]:
         yield from self.stream_after(self.request_ids(request), request)

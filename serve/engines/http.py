@@ -85,6 +85,7 @@ class HttpEngine:
         self._client.close()
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[str, Completion]]:
+        self._last_success_s = time.monotonic()  # it may not have been asked for an hour
         waiting = iter(requests)
         with ThreadPoolExecutor(self._concurrency) as pool:
             running: dict[Future[Completion], Request] = {}
@@ -122,7 +123,9 @@ class HttpEngine:
             choice = reply["choices"][0]
             usage = reply["usage"]
             text = choice["message"]["content"] or ""
-            thought = choice["message"].get("reasoning_content")
+            # vLLM called it `reasoning_content` until 0.11, and other servers still do.
+            said = choice["message"]
+            thought = said.get("reasoning_content") or said.get("reasoning")
             return Completion(
                 text=f"<think>\n{thought}\n</think>\n{text}" if thought else text,
                 finish="length" if choice["finish_reason"] == "length" else "stop",
@@ -146,7 +149,7 @@ class HttpEngine:
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         """One answered request, after at most ATTEMPTS tries. Raises EngineError."""
-        problem = ""
+        problem = "no success before that"
         # An answer comes in one piece, when it is whole.
         whole_s = body["max_tokens"] / SLOW_TOKENS_PER_S
         for attempt in range(ATTEMPTS):
@@ -200,6 +203,7 @@ class HttpEngine:
 
     def grade(self, requests: Sequence[Request], top: int) -> list[Grade]:
         """By vLLM's `prompt_logprobs`. Raises EngineError where the server does not know them."""
+        self._last_success_s = time.monotonic()
         with ThreadPoolExecutor(self._concurrency) as pool:
             return list(pool.map(lambda request: self._grade(request, top), requests))
 

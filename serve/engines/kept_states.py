@@ -32,7 +32,9 @@ class KeptStates:
         self._model = model
         self._folder = cache_folder() / "prefixes"
         file = model.path.stat()
-        reading = (FORMAT, native_build(), DECODE_BATCH_TOKENS, threads)
+        # Long-rope models rotate keys by how long a context was asked for.
+        context = model.context_tokens
+        reading = (FORMAT, native_build(), DECODE_BATCH_TOKENS, threads, context)
         self._who = repr((model.path.resolve(), file.st_size, file.st_mtime_ns, reading))
 
     def restore(self, ids: Sequence[int], sequence: int) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from serve.engines.attention import GROUPED, attends_to_everything
+from serve.engines.attention import GROUPED, attends_plainly, attends_to_everything
 from serve.engines.base import LogitsTV
 from serve.engines.blocks import CACHE_SHARE, BlockEngine
 from serve.engines.checkpoint_tokenizer import CheckpointTokenizer
@@ -90,7 +90,7 @@ class TransformersEngine(BlockEngine):
         self.model, self.tokenizer = model.eval(), tokenizer
         self._text = CheckpointTokenizer(tokenizer)
         self._prefix, self._prompts = SharedPrefix(model, prefixes), Prompts(self.prompt_ids)
-        if not has_cuda() and model._supports_attention_backend:
+        if not has_cuda() and model._supports_attention_backend and attends_plainly(model):
             model.set_attn_implementation(GROUPED)
         self._pad = self.tokenizer.pad_token_id
         if self._pad is None:

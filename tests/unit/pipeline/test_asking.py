@@ -60,3 +60,23 @@ def test_a_resumed_run_asks_what_is_missing_with_the_opening_of_everything(tmp_p
     context = Context(seed=0, progress=Progress(), log=logging.getLogger("test"))
     assert ask(lambda: engine, ASKED, log, "x", context) == {r.key: DONE for r in ASKED}
     assert [(r.key, r.opening) for r in engine.seen] == [("What is 11 + 2?", "What is ")]
+
+
+def test_an_answer_that_the_context_ended_is_asked_again_once_there_is_room(tmp_path):
+    log, asked = tmp_path / "answers.jsonl", ASKED[0]
+    limit = asked.sampling.max_tokens
+    context = Context(seed=0, progress=Progress(), log=logging.getLogger("test"))
+
+    def again(prompt, own, context_tokens):
+        cut = Completion(text="a", finish="length", prompt_tokens=prompt, completion_tokens=own)
+        write_records(log, [Answer(key=asked.key, completion=cut)])
+        engine = Recorder()
+        found = ask(lambda: engine, [asked], log, "label", context, context_tokens)
+        assert found[asked.key].text == "a"
+        return len(engine.seen) == 1
+
+    assert again(60, 40, 128)
+    # It filled what there still is, a server's room is its own affair, and a limit is a limit.
+    assert not again(60, 40, 100)
+    assert not again(60, 40, 0)
+    assert not again(60, limit, 100_000)

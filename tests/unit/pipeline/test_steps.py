@@ -76,3 +76,12 @@ def test_what_was_measured_is_not_asked_again_unless_the_threshold_changed(engin
     assert engine.asked == asked
     steps_of(engine, tmp_path / "steps.jsonl", threshold=1.5)
     assert engine.asked == 2 * asked
+
+
+def test_another_text_under_the_same_key_is_measured_anew(engine, tmp_path):
+    path = tmp_path / "steps.jsonl"
+    (first,) = steps_of(engine, path, texts=["hint\nAnswer: 522"])
+    asked = engine.asked
+    (second,) = steps_of(engine, path, texts=["other\nhint\nAnswer: 522"])
+    assert engine.asked > asked
+    assert (first.lines, second.lines) == (("hint",), ("other", "hint"))

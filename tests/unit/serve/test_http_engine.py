@@ -99,6 +99,24 @@ def test_a_refusal_is_not_retried():
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_what_a_server_keeps_apart_as_reasoning_is_put_back(field):
+    reply = said("Answer: 4")
+    reply["choices"][0]["message"][field] = "2 + 2 = 4"
+    with server([(200, {}, reply)]) as (url, _):
+        assert ask(url)["0"].text == "<think>\n2 + 2 = 4\n</think>\nAnswer: 4"
+
+
+def test_an_engine_that_was_idle_for_an_hour_asks_all_the_same():
+    with server([(200, {}, said("x"))]) as (url, seen):
+        engine = load(base_url=url, model="m")
+        engine._last_success_s -= 3600
+        turns = (Message(role="user", content="q"),)
+        ((_, answer),) = engine.generate([Request(key="a", messages=turns)])
+        engine.close()
+    assert (answer.text, len(seen)) == ("x", 1)
+
+
 def test_a_long_answer_has_longer_to_come(monkeypatch):
     given = []
 

@@ -26,7 +26,7 @@ class Counting:
     def draw(self, samplings, position):
         if position == self.fails_at:
             raise Fail("no memory")
-        return [position + 1]
+        return [position + 1] * len(samplings)
 
     def append(self, tokens):
         pass
@@ -127,3 +127,11 @@ def test_forced_words_that_fill_the_context_end_the_answer():
     replies = said(talks)["x"]
     assert "".join(reply.reasoning for reply in replies) == "12"
     assert replies[-1].finish == "length"
+
+
+def test_answers_of_a_block_are_told_as_they_end():
+    engine = Letters()
+    engine.block = 2
+    asked = engine.generate([request("aa", tokens=3), request("bb", tokens=1)])
+    assert next(asked)[0] == "bb"
+    assert [key for key, _ in asked] == ["aa"]

@@ -64,3 +64,12 @@ def test_a_missing_part_is_named_before_anything_runs(parts):
 def test_a_reference_of_no_kind_is_a_usage_error(reference):
     with pytest.raises(UsageError, match="is none of path:"):
         check_reference(reference)
+
+
+def test_what_a_killed_joining_left_does_not_stay(parts):
+    left = parts / "cache" / "models" / f"{SHA256}.partial"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"onetw")
+    path = resolve_model(REFERENCE, SHA256)
+    assert path.read_bytes() == CONTENT
+    assert [p.name for p in path.parent.iterdir()] == [path.name]

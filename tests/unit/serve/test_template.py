@@ -65,6 +65,7 @@ def test_work_that_writes_nothing_ends_at_the_time_limit(source, monkeypatch):
     ("source", "text"),
     [
         ("{{ '{} of {}: 5000'.format(1, 2) }}", "1 of 2: 5000"),
+        ("a{% generation %}{{ 'b' }}c{% endgeneration %}d", "abcd"),
         ("{{ '{:>4}|{:.2f}'.format(1, 2) }}", "   1|2.00"),
         ("{{ '%s: 5000 %05d, %d%%'|format('a', 3, 4) }}", "a: 5000 00003, 4%"),
         ("{{ 'a'|center(3) }}{{ 'a\nb'|indent(2) }}", " a a\n  b"),

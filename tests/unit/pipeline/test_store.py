@@ -99,8 +99,9 @@ def test_kept_answers_are_read_from_their_file(tmp_path):
     assert "c" not in kept
     with pytest.raises(KeyError):
         kept["c"]
-    assert set(vars(kept)) == {"_log", "_places", "tokens"}
+    assert set(vars(kept)) == {"_cut", "_log", "_places", "tokens"}
     assert set(map(type, kept._places.values())) == {int}
+    assert kept._cut == {}  # of those that a limit ended two numbers, and no text
 
 
 def test_write_file_replaces_whole(tmp_path):

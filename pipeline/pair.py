@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 
 from rich.console import Console
@@ -64,16 +65,14 @@ def examine_pair(recipe: Recipe, console: Console) -> list[Finding]:
     """Print all that is found. Raises DataError when the pair is refused."""
     checkpoint = student_checkpoint(recipe.student)
     found = findings(recipe, checkpoint)
-    for finding in found:
-        console.print(f"[{COLOURS[finding.kind]}]{finding.kind:8}[/] {escape(finding.text)}")
+    _show(found, console)
     _must_not_refuse(found)
     method: Method = "none"
     if recipe.on_policy.method != "none":
         choice = choose_method(recipe.teacher, recipe.on_policy, checkpoint)
         console.print(f"[green]{'method':8}[/] {choice.method}: {choice.why}")
         method = choice.method
-        for finding in practice_findings(recipe, method):
-            console.print(f"[{COLOURS[finding.kind]}]{finding.kind:8}[/] {escape(finding.text)}")
+        _show(practice_findings(recipe, method), console)
     view = shown_view(recipe)
     console.print(
         f"\nwhat view {view} learns from (three worked examples; loss on the green part alone):"
@@ -84,6 +83,11 @@ def examine_pair(recipe: Recipe, console: Console) -> list[Finding]:
     for line in forecast(recipe, checkpoint, method):
         console.print(line, highlight=False)
     return found
+
+
+def _show(found: Iterable[Finding], console: Console) -> None:
+    for finding in found:
+        console.print(f"[{COLOURS[finding.kind]}]{finding.kind:8}[/] {escape(finding.text)}")
 
 
 def main(arguments: list[str] | None = None) -> int:

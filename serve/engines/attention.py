@@ -65,14 +65,14 @@ def grouped_attention(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **_: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """softmax(q k^T * scaling + mask) v, H query heads over G key heads (GQA, arXiv 2305.13245).
 
     `attention_mask` (B or 1, 1, Q, K) is added to the scores. Returns (B, Q, H, D).
     """
-    assert _.get("softcap") is None, "see attends_plainly"
-    assert _.get("s_aux") is None, "see attends_plainly"
+    assert options.get("softcap") is None, "see attends_plainly"
+    assert options.get("s_aux") is None, "see attends_plainly"
     batch, heads, queries, width = query_BHQD.shape
     groups, keys = key_BGKD.shape[1:3]
     query_BGRD = (query_BHQD * scaling).reshape(batch, groups, heads // groups * queries, width)

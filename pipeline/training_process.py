@@ -8,13 +8,14 @@ JSON lines: a step each, then all rows, or an error.
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from pipeline.processors import share_processors
 from pipeline.records import Example
@@ -86,5 +87,26 @@ def _tell(replies: TextIO, **said: Any) -> None:
     replies.write(json.dumps(said) + "\n")
 
 
+def run(kind: str, path: Path) -> NoReturn:
+    """`main`, and the end of this process with its exit code.
+
+    The interpreter is not taken down: a thread of gloo's that lets go of its last tensor meanwhile
+    aborts the process, and a training that came to its end counts as failed (pytorch/pytorch
+    #179291). What libraries registered for the end is done all the same: handlers run in the order
+    opposite to theirs, and this one is there before a training begins.
+    """
+    ended: list[int] = []
+
+    def leave() -> None:
+        if ended:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended[0])
+
+    atexit.register(leave)
+    ended.append(main(kind, path))
+    sys.exit(ended[0])
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    run(sys.argv[1], Path(sys.argv[2]))

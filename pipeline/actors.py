@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,8 @@ log = logging.getLogger("retort")
 # One that waits at an actor is one that another, up a second later, does not get.
 SHARES_PER_ACTOR = 1
 REACHED_WITHIN_S = 10.0
+# Variables that begin so: keys, caches, tokens and settings of engines.
+HANDED_ON = ("RETORT_", "HF_", "VLLM_")
 INIT_DEATHS = 3
 
 
@@ -88,7 +90,7 @@ def _one_pass(
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
         found = ray.data.from_items(shares, override_num_blocks=len(shares)).flat_map(
             Answering,
-            fn_constructor_args=(open_engine, os.getcwd()),
+            fn_constructor_args=(open_engine, os.getcwd(), _handed_on(scale)),
             compute=ray.data.ActorPoolStrategy(
                 size=min(scale.actors, len(shares)), max_tasks_in_flight_per_actor=SHARES_PER_ACTOR
             ),
@@ -112,6 +114,15 @@ def _one_pass(
         raise EngineError(f"the Ray cluster gave up: {_first_line(error)}") from error
 
 
+def _handed_on(scale: ScaleOptions) -> dict[str, str]:
+    """What engines read of this process's environment; an actor has that of its node."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(HANDED_ON) or name in scale.environment
+    }
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
@@ -122,8 +133,11 @@ class Answering:
     An engine whose process ended is opened again for the next share; the rest of this one is lost.
     """
 
-    def __init__(self, open_engine: Callable[[], Engine], folder: str) -> None:
+    def __init__(
+        self, open_engine: Callable[[], Engine], folder: str, environment: Mapping[str, str]
+    ) -> None:
         os.chdir(folder)  # paths in recipes are relative to where the run was started
+        os.environ.update(environment)
         self._open = open_engine
         self._engine: Engine | None = None
 
@@ -187,11 +201,13 @@ def _cluster(scale: ScaleOptions) -> Iterator[None]:
 
 def _check_reachable(address: str | None) -> None:
     """Ray itself tries for minutes before it says so."""
-    host, colon, port = (address or "").rpartition(":")
-    if not colon or not port.isdigit():  # auto, or ray://…: not a place to knock at
+    # ray://… has a port of its own; auto is no place to knock at.
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), timeout=REACHED_WITHIN_S).close()
+        place = (host.strip("[]"), int(port))
+        socket.create_connection(place, timeout=REACHED_WITHIN_S).close()
     except OSError as error:
         raise _no_cluster(address, error) from error
 

@@ -37,14 +37,12 @@ from pipeline.spread import ExactJob
 from pipeline.store import write_json
 from pipeline.tracking import followed
 from pipeline.trainable import layers_again
-from pipeline.training_steps import step_again
+from pipeline.training_steps import WAITED_FOR_S, step_again
 from pipeline.update import GRADIENT_LIMIT, Guard
 from serve.hardware import has_cuda, has_fast_bfloat16
 
 # The guard's memory, beside the optimizer's in each checkpoint.
 GUARD = "guard.json"
-# Other processes wait while the first looks at held-out problems.
-LONGEST_LOOK_S = 6 * 3600
 OnStep = Callable[[int, float], None]
 
 
@@ -254,7 +252,7 @@ def exact_config(job: ExactJob, answer_tokens: int) -> DistillationConfig:
         save_steps=options.checkpoint_blocks * steps_of_block(options),
         save_total_limit=2,
         **followed(training.report_to, "practice"),
-        ddp_timeout=LONGEST_LOOK_S,
+        ddp_timeout=WAITED_FOR_S,
         seed=job.seed,
         data_seed=job.seed,
         dataloader_num_workers=0,

@@ -14,28 +14,35 @@ from dataclasses import dataclass
 
 from pipeline import forecast_memory
 from pipeline.forecast_memory import Memory
+from pipeline.forecast_rates import (
+    ANSWERED,
+    CORE_SHARE,
+    DECODING,
+    FORWARD,
+    GRAPH_LAYER_S,
+    LEARNING,
+    READING,
+    RELOAD_S,
+    TRAINING,
+    TRAINING_AGAIN,
+    core_rate,
+    cores_of,
+    cores_of_actors,
+    in_blocks_s,
+    rate,
+    step_s,
+)
 from pipeline.model_shapes import Model, model_at
 from pipeline.practice_counts import block_counts
 from pipeline.recipe import Recipe
 from pipeline.teacher_encoding import encoded
 from serve.engines.blocks import CACHE_SHARE
-from serve.hardware import cores, cpu_flags
+from serve.hardware import cores
 
-FORWARD, TRAINING, TRAINING_AGAIN = 2, 6, 8
-# Shares of peak: serving reports of vLLM, training reports of PaLM-like runs (0.35 to 0.5).
-DECODING, READING, LEARNING = 0.15, 0.5, 0.35
-# Of one core, 10^12 operations a second, bfloat16 where it has it (docs/notes.md).
-CORE_TFLOPS = {"amx_bf16": 0.5, "avx512_bf16": 0.2}
-PLAIN_CORE_TFLOPS, SERVER_FLAG = 0.08, "avx512_bf16"
-CORE_SHARE = 0.4
-# Of an answer's limit that it takes, of traces that are kept.
-ANSWERED, KEPT = 0.35, 0.7
+# Of traces that are kept.
+KEPT = 0.7
 QUESTION_TOKENS, SHORT_ANSWER_TOKENS = 60, 10
 HOUR_S = 3600.0
-# A layer of a model that transformers runs token by token: 30 to 40 ms of 30 layers on an H200,
-# whatever the rows (docs/performance.md). Of one in vLLM's graphs, and what vLLM takes to read
-# other weights: guesses, not measured here.
-LAYER_S, GRAPH_LAYER_S, RELOAD_S = 1.1e-3, 1.5e-4, 10.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def forecast(recipe: Recipe) -> list[str]:
         _head(recipe),
         *(_shown(work, line) for line in lines),
         _whole(recipe, lines),
-        f"disk           {disk_gb:.1f} GB at most while it runs",
+        f"disk           {disk_gb:.1f} GB at most while it runs{_fetched(work)}",
         *_warnings(work, lines),
     ]
 
@@ -108,10 +115,11 @@ def _traces(work: Work) -> Line:
         return Line("02-traces", "nothing is asked", None, 0)
     if recipe.teacher.engine == "http":
         return Line("02-traces", f"{what}, on the server", None, 0)
-    devices = _teacher_devices(recipe)
     memory = forecast_memory.answering(recipe, work.teacher)
-    seconds = _answered_s(work, work.teacher, work.answers, work.answer_tokens, devices, memory)
-    return Line("02-traces", what, seconds, devices, memory=memory)
+    seconds = _taught_s(work, work.answers, recipe.traces.max_tokens, memory)
+    on_cpu = not forecast_memory.teacher_on_gpus(recipe)
+    devices = 0 if on_cpu else _teacher_devices(recipe)
+    return Line("02-traces", what, seconds, devices, on_cpu, memory)
 
 
 def _sft(work: Work) -> Line:
@@ -130,7 +138,7 @@ def _sft(work: Work) -> Line:
     tokens *= recipe.sft.epochs
     again = forecast_memory.training_computes_again(recipe, work.student)
     each = TRAINING_AGAIN if again else TRAINING
-    seconds = each * work.student.multiplied * tokens / _rate(recipe, plan.processes, LEARNING)
+    seconds = each * work.student.multiplied * tokens / rate(recipe, plan.processes, LEARNING)
     what = f"{traces * (long + short):,.0f} examples, {tokens / 1e6:,.1f} M tokens"
     return Line("04-sft", what, seconds, plan.processes, memory=memory)
 
@@ -156,14 +164,17 @@ def _practice(work: Work) -> Line:
     learnt = options.blocks * block.lessons * ANSWERED * options.max_tokens * passes
     student, teacher = work.student.multiplied, work.teacher.multiplied
     seconds = _attempted_s(work, devices)
-    seconds += TRAINING * student * learnt / _rate(recipe, devices, LEARNING)
+    again = forecast_memory.practice_computes_again(recipe, work.student)
+    each = TRAINING_AGAIN if again else TRAINING
+    seconds += each * student * learnt / rate(recipe, devices, LEARNING)
     if recipe.teacher.engine != "http":
         answering = devices if spread else _devices_of_one_teacher(recipe)
-        seconds += FORWARD * teacher * graded / _rate(recipe, answering, READING)
+        on_cores = None if forecast_memory.teacher_on_gpus(recipe) else cores_of(recipe)
+        seconds += FORWARD * teacher * graded / rate(recipe, answering, READING, on_cores)
         # It goes on from about the middle.
         written = options.blocks * block.continuations * ANSWERED * options.max_tokens / 2
-        seconds += FORWARD * teacher * written / _rate(recipe, answering, DECODING)
-        devices = max(devices, answering)
+        seconds += FORWARD * teacher * written / rate(recipe, answering, DECODING, on_cores)
+        devices = max(devices, answering if on_cores is None else 0)
     devices = max(devices, *(1 + number for number in recipe.training.sampler_gpus), 1)
     memory = forecast_memory.practising(recipe, work.student, work.teacher)
     what = f"{attempts:,} attempts, {tokens / 1e6:,.1f} M tokens"
@@ -192,28 +203,16 @@ def _attempted_s(work: Work, devices: int) -> float:
         rows = forecast_memory.rows_at_a_time(recipe, work.student, max(0.0, share), usual, most)
         rows *= max(1, len(recipe.training.sampler_gpus))
         steps = options.blocks * max(options.max_tokens, options.block_attempts * length / rows)
-        return steps * _step_s(work, GRAPH_LAYER_S) + options.blocks * RELOAD_S
+        step = step_s(recipe, work.student, GRAPH_LAYER_S)
+        return steps * step + options.blocks * RELOAD_S
     longest = forecast_memory.PROMPT_TOKENS + options.max_tokens
     rows = forecast_memory.rows_at_a_time(recipe, work.student, share, longest, most)
-    each = math.ceil(options.block_attempts / devices)
-    return options.blocks * _in_blocks_s(work, each, rows, options.max_tokens)
-
-
-def _in_blocks_s(work: Work, answers: int, rows: int, limit: int) -> float:
-    """Seconds of answers that transformers writes, so many at a time: a block is as long as its
-    longest, which of many is at the limit; a token of all of them takes its layers' launches."""
-    recipe, student = work.recipe, work.student
-    if not work.on_gpus:
-        written = FORWARD * student.multiplied * answers * ANSWERED * limit
-        return written / _rate(recipe, 1, DECODING)
-    return math.ceil(answers / rows) * limit * _step_s(work, LAYER_S)
-
-
-def _step_s(work: Work, layer_s: float) -> float:
-    """Of one token for all rows of the student on a GPU."""
-    student, bandwidth = work.student, work.recipe.hardware.gpu_gb_per_s or math.inf
-    layers = student.shape.layers if student.shape else 0
-    return max(layer_s * layers, student.weights_bytes / 1e9 / bandwidth)
+    turns, at_once = options.blocks, options.block_attempts
+    if options.method == "exact":  # which writes what an update learns from, update by update
+        turns, at_once = turns * block_counts(options, "exact").updates, options.batch_lessons
+    each = math.ceil(at_once / devices)
+    student, count = work.student, cores_of(recipe)
+    return turns * in_blocks_s(recipe, student, each, rows, options.max_tokens, count)
 
 
 def _examination(work: Work) -> Iterator[Line]:
@@ -227,64 +226,56 @@ def _examination(work: Work) -> Iterator[Line]:
     longest = QUESTION_TOKENS + options.max_tokens
     share, most = CACHE_SHARE, 2 * options.slots
     rows = forecast_memory.rows_at_a_time(recipe, work.student, share, longest, most)
-    seconds = rungs * _in_blocks_s(work, math.ceil(answers / devices), rows, options.max_tokens)
+    each, count = math.ceil(answers / devices), cores_of_actors(recipe)
     if not work.on_gpus:
+        each = answers  # the cores are those of all actors
         asked = FORWARD * work.student.multiplied * answers * QUESTION_TOKENS
-        seconds += rungs * asked / _rate(recipe, devices, READING)
+        seconds = rungs * asked / core_rate(recipe, count)
+    else:
+        seconds = 0.0
+    seconds += rungs * in_blocks_s(recipe, work.student, each, rows, options.max_tokens, count)
     if recipe.teacher.engine != "http":
         memory = forecast_memory.answering(recipe, work.teacher)
-        seconds += _answered_s(
-            work, work.teacher, answers, length, _teacher_devices(recipe), memory
-        )
+        seconds += _taught_s(work, answers, options.max_tokens, memory)
     what = f"{rungs + 1} models, {answers:,} answers each of about {length:,.0f} tokens"
     yield Line("08-evaluate", what, seconds, devices)
     files = len(recipe.gguf.types) + len(recipe.gguf.bits) + len(recipe.onnx.precisions)
     more = _sources(recipe) * recipe.problems.gate_per_family
     operations = FORWARD * work.student.multiplied * length * files
     what = f"{files} files, {answers:,} answers each"
-    yield Line("   its files", what, operations * answers / _core_rate(recipe), 0, on_cpu=True)
+    yield Line(
+        "   its files", what, operations * answers / core_rate(recipe, count), 0, on_cpu=True
+    )
     what = f"the files again, at most {more:,} more items each"
-    yield Line("09-gate", what, operations * (more + items) / _core_rate(recipe), 0, on_cpu=True)
+    yield Line(
+        "09-gate", what, operations * (more + items) / core_rate(recipe, count), 0, on_cpu=True
+    )
 
 
-def _answered_s(
-    work: Work, model: Model, answers: int, length: float, devices: int, memory: Memory
-) -> float:
+def _taught_s(work: Work, answers: int, limit: int, memory: Memory) -> float:
     """Seconds of so many answers of the teacher: operations, or the weights read once a step, if
     that is more."""
-    recipe = work.recipe
-    written = FORWARD * model.multiplied * answers * length / _rate(recipe, devices, DECODING)
-    read = FORWARD * model.multiplied * answers * QUESTION_TOKENS / _rate(recipe, devices, READING)
-    bandwidth = recipe.hardware.gpu_gb_per_s
-    if not work.on_gpus or not bandwidth:
-        return written + read
+    recipe, model, devices = work.recipe, work.teacher, _teacher_devices(work.recipe)
+    length = ANSWERED * limit
+    on_gpus = forecast_memory.teacher_on_gpus(recipe)
+    on_cores = None if on_gpus else cores_of_actors(recipe)
+    read = FORWARD * model.multiplied * answers * QUESTION_TOKENS
+    read_s = read / rate(recipe, devices, READING, on_cores)
+    written = FORWARD * model.multiplied * answers * length
+    written_s = written / rate(recipe, devices, DECODING, on_cores)
+    if not on_gpus:
+        return written_s + read_s
     together = recipe.teacher.slots
+    if recipe.teacher.engine == "transformers":
+        rows = min(together, max(1, memory.sequences or 1))
+        return in_blocks_s(recipe, model, math.ceil(answers / devices), rows, limit, 0) + read_s
     if memory.sequences:
         # A sequence is half-way on average, and as long as answers are.
         usual = recipe.teacher.context_tokens / (QUESTION_TOKENS + length / 2)
         together = min(together, max(1, int(memory.sequences * usual)))
     steps = answers * length / together
-    return max(written, steps * model.weights_bytes / 1e9 / (bandwidth * devices)) + read
-
-
-def _rate(recipe: Recipe, devices: int, share: float) -> float:
-    """Operations a second of so many GPUs, or of this machine."""
-    if not recipe.hardware.gpus:
-        return _core_rate(recipe)
-    return min(devices, recipe.hardware.gpus) * (recipe.hardware.gpu_tflops or 0.0) * 1e12 * share
-
-
-def _core_rate(recipe: Recipe) -> float:
-    """Of the cores that work, taken to multiply bfloat16 where the recipe tells of them."""
-    flags = frozenset({SERVER_FLAG}) if recipe.hardware.cores else cpu_flags()
-    each = next((t for flag, t in CORE_TFLOPS.items() if flag in flags), PLAIN_CORE_TFLOPS)
-    return _cores(recipe) * each * 1e12 * CORE_SHARE
-
-
-def _cores(recipe: Recipe) -> float:
-    """The recipe's or this machine's; of a cluster's those that actors may use."""
-    told, scale = recipe.hardware.cores or cores(), recipe.scale
-    return min(told, scale.actors * scale.cpus_per_actor) if scale.executor == "ray" else told
+    bandwidth = 1e9 * (recipe.hardware.gpu_gb_per_s or math.inf) * devices
+    return max(written_s, steps * model.weights_bytes / bandwidth) + read_s
 
 
 def _teacher_devices(recipe: Recipe) -> int:
@@ -323,6 +314,14 @@ def _head(recipe: Recipe) -> str:
     )
 
 
+def _fetched(work: Work) -> str:
+    """What a hub has to send, or has sent."""
+    named = ((work.recipe.teacher.model, work.teacher), (work.recipe.student.model, work.student))
+    models = [m for name, m in named if name.startswith("hub:")]
+    gigabytes = sum(model.weights_bytes for model in models) / 1e9
+    return f", {gigabytes:.1f} GB of models in the cache besides" if gigabytes else ""
+
+
 def _shown(work: Work, line: Line) -> str:
     if line.seconds is None:
         took = ""
@@ -332,7 +331,7 @@ def _shown(work: Work, line: Line) -> str:
         hours = line.seconds / HOUR_S
         took = f"{hours:,.1f} h" if hours >= 1 else f"{line.seconds / 60:.0f} min"
         if line.on_cpu and work.on_gpus:
-            took += f" on {_cores(work.recipe):g} cores"
+            took += f" on {cores_of_actors(work.recipe):g} cores"
         elif work.on_gpus:
             took += f" on {line.devices} GPU{'s' * (line.devices > 1)}"
     memory = f"  {line.memory}" if line.memory else ""

@@ -12,6 +12,8 @@ from pipeline.recipe import Recipe, TeacherOptions
 GIB = 2.0**30
 # float32 weights, gradients and two AdamW moments (ZeRO, arXiv 1910.02054, section 3.1).
 TRAINED_BYTES = 16
+# Of those, what a state to resume from holds: weights and moments; with adapters, of a hundredth.
+STATE_BYTES, ADAPTER_STATE_BYTES = 12, 0.2
 # Frozen weights of 16 or 4 bits, and adapters of about a hundredth with their AdamW states.
 LORA_BYTES, QLORA_BYTES = 2.2, 0.8
 # Activations a token, layer and hidden unit. Korthikanti et al. 2022 (arXiv 2205.05198, equation
@@ -69,16 +71,22 @@ def usable_gib(recipe: Recipe) -> float:
     return limit_gib(recipe) * (USABLE_SHARE if recipe.hardware.gpus else 1.0)
 
 
+def teacher_on_gpus(recipe: Recipe) -> bool:
+    """llama.cpp is built for processors alone."""
+    return recipe.hardware.gpus > 0 and recipe.teacher.engine in ("vllm", "transformers")
+
+
 def answering(recipe: Recipe, model: Model) -> Memory:
     """The teacher answering: weights over its GPUs, one sequence of full context, and the rest."""
-    teacher, whole_gib = recipe.teacher, limit_gib(recipe)
+    teacher, on_gpus = recipe.teacher, teacher_on_gpus(recipe)
+    whole_gib = limit_gib(recipe) if on_gpus else machine_gib()
     weights_gib = model.weights_bytes / GIB / teacher.tensor_parallel
     share_gib = whole_gib * (teacher.memory_share if teacher.engine == "vllm" else 1.0)
-    besides_gib = _runtime_gib(recipe)
+    besides_gib = RUNTIME_GIB if on_gpus else 0.0
     one_gib = sequence_gib(model, teacher)
     free_gib = share_gib - weights_gib - besides_gib
     room = int(max(0.0, free_gib) / one_gib) if one_gib else None
-    at_once = max(1, min(teacher.slots, room or 1)) if recipe.hardware.gpus else teacher.slots
+    at_once = max(1, min(teacher.slots, room or 1)) if on_gpus else teacher.slots
     return Memory(weights_gib + besides_gib + at_once * one_gib, share_gib, room)
 
 
@@ -105,14 +113,10 @@ def training(recipe: Recipe, student: Model) -> Memory:
 def practising(recipe: Recipe, student: Model, teacher: Model) -> Memory:
     """The student training beside its teacher, in one process unless `exact` is spread."""
     options, plan = recipe.on_policy, recipe.training
-    longest = max(options.max_tokens, recipe.sft.max_tokens if options.replay else 0)
     states_gib = TRAINED_BYTES * student.parameters / GIB
-    if options.method == "exact":
-        at_a_time, _ = plan.steps_of(options.batch_lessons)
-        tokens = at_a_time * longest
-        states_gib /= plan.processes if plan.strategy in ("fsdp2", "zero3") else 1
-    else:
-        tokens = options.batch_lessons * longest
+    if options.method == "exact" and plan.strategy in ("fsdp2", "zero3"):
+        states_gib /= plan.processes
+    tokens = _practice_tokens(recipe)
     copy_bytes = COPY_BYTES if recipe.hardware.gpus else PROCESSOR_COPY_BYTES
     wanted_gib = states_gib + copy_bytes * student.parameters / GIB + _runtime_gib(recipe)
     vllm = plan.sampler == "vllm" and options.method != "exact"
@@ -124,9 +128,25 @@ def practising(recipe: Recipe, student: Model, teacher: Model) -> Memory:
     wanted_gib += sampling_gib + kept_gib if vllm else max(sampling_gib, kept_gib)
     if recipe.teacher.engine == "vllm":
         wanted_gib += limit_gib(recipe) * recipe.teacher.practice_memory_share
-    elif recipe.teacher.engine != "http":
+    elif teacher_on_gpus(recipe) or (not recipe.hardware.gpus and recipe.teacher.engine != "http"):
         wanted_gib += teacher.weights_bytes / GIB
     return Memory(wanted_gib, usable_gib(recipe))
+
+
+def _practice_tokens(recipe: Recipe) -> int:
+    """Those that an update of practice reads at a time, at most."""
+    options = recipe.on_policy
+    longest = PROMPT_TOKENS + options.max_tokens
+    longest = max(longest, recipe.sft.max_tokens if options.replay else 0)
+    if options.method != "exact":
+        return options.batch_lessons * longest
+    at_a_time, _ = recipe.training.steps_of(options.batch_lessons)
+    return at_a_time * longest
+
+
+def practice_computes_again(recipe: Recipe, student: Model) -> bool:
+    """Whether practice keeps the student's layers, or computes them again."""
+    return _again(recipe, student, _practice_tokens(recipe), PRACTICE_KEPT_SHARE)
 
 
 def sampling_context(max_tokens: int) -> int:
@@ -228,8 +248,14 @@ def disk_gb(
     """At most, while it runs: states to resume from, checkpoints, files, the traces' text, and
     grades."""
     files = len(recipe.gguf.types) + len(recipe.gguf.bits) + len(recipe.onnx.precisions)
-    practising = recipe.on_policy.method != "none"
-    states = 12 * weights * (1 + practising)
+    # Two are kept, and a third is written before the first of them goes.
+    each = STATE_BYTES if recipe.sft.method == "full" else ADAPTER_STATE_BYTES
+    learning, practising = 3 * each * weights, 0.0
+    if recipe.on_policy.method == "exact":
+        practising = 3 * STATE_BYTES * weights
+    elif recipe.on_policy.method != "none":  # the next is whole before the last one goes
+        practising = 2 * STATE_BYTES * weights
+    states = max(learning, practising)  # those of SFT go when it is done
     # Four bytes a token, and ids beside them; answered, judged, kept, made into examples.
     text = 4 * 10 * answers * answer_tokens
     grades = GRADE_BYTES * recipe.on_policy.top_tokens * graded_tokens

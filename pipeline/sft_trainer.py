@@ -28,7 +28,7 @@ from pipeline.supervise import end_of_turn
 from pipeline.tracking import followed
 from pipeline.trainable import layers_again, quantized, trainable, trained_model, untouched
 from pipeline.training_options import TrainingOptions
-from pipeline.training_steps import Housekeeping, step_again
+from pipeline.training_steps import WAITED_FOR_S, Housekeeping, step_again
 from serve.errors import TrainingDiverged
 from serve.hardware import has_cuda, has_fast_bfloat16
 
@@ -235,6 +235,7 @@ def sft_config(
         save_steps=options.checkpoint_steps,
         save_total_limit=2,
         **followed(training.report_to, "sft"),
+        ddp_timeout=WAITED_FOR_S,
         seed=seed,
         data_seed=seed,
         dataloader_num_workers=0,

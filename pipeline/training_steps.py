@@ -16,6 +16,8 @@ from pipeline.memory import give_back_memory
 
 # Buffers of many sizes leave holes in the heap: it grows with every step unless given back.
 STEPS_BETWEEN_TRIMS = 16
+# Other processes wait while the first prepares the examples, or looks at held-out problems.
+WAITED_FOR_S = 6 * 3600
 
 
 def step_again(step: Callable[[], torch.Tensor], model: Any) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Real engines as actors of a Ray cluster of two nodes, one of which is killed on the way."""
 
+import os
 from contextlib import contextmanager
 from functools import partial
 
@@ -17,7 +18,7 @@ from pipeline.scale_options import ScaleOptions
 from pipeline.store import read_records
 from serve.engines.child import load_in_child
 from serve.errors import EngineError
-from serve.messages import Message, Request, Sampling
+from serve.messages import Completion, Message, Request, Sampling
 from serve.models import resolve_model
 
 RECIPE = load_recipe(find_recipe("smoke"))
@@ -108,6 +109,32 @@ def test_a_lost_engine_is_opened_again_by_its_actor(cluster, open_student, unspr
     context = Context(0, Killing(kill_an_engine, after=10), scale=over(cluster).scale)
     assert ask(open_student, REQUESTS, log, "two actors", context) == unspread
     assert sorted(a.key for a in read_records(log, Answer)) == [r.key for r in REQUESTS]
+
+
+def test_an_engine_reads_the_environment_of_the_run(cluster, monkeypatch, tmp_path):
+    """The cluster was there before it, and its nodes know nothing of it."""
+    names = ("RETORT_API_KEY", "MY_KEY", "NOT_ASKED_FOR")
+    for name in names:
+        monkeypatch.setenv(name, name.lower())
+
+    class Telling:
+        name, batch_invariant, block = "telling", True, 1
+
+        def __init__(self):
+            self.told = " ".join(str(os.environ.get(name)) for name in names)
+
+        def generate(self, requests):
+            for request in requests:
+                said = {"text": self.told, "finish": "stop"}
+                yield request.key, Completion(**said, prompt_tokens=1, completion_tokens=1)
+
+        def close(self):
+            pass
+
+    scale = over(cluster).scale.model_copy(update={"environment": ("MY_KEY",)})
+    context = Context(0, Progress(), scale=scale)
+    answers = ask(Telling, REQUESTS[:2], tmp_path / "answers.jsonl", "two actors", context)
+    assert {a.text for a in answers.values()} == {"retort_api_key my_key None"}
 
 
 def test_a_machine_that_no_actor_fits_on_is_said(open_student, tmp_path):

@@ -35,6 +35,9 @@ def test_slurm_runs_the_readmes_command_over_its_ray_cluster():
     line = next(line for line in script.splitlines() if COMMAND in line)
     recipe = recipe_of(line)
     assert recipe.scale.address == "10.0.0.1:6379"
+    started = [line for line in script.splitlines() if "ray start" in line]
+    assert len(started) == 2
+    assert all('--cpus-per-task="$SLURM_CPUS_PER_TASK"' in line for line in started)
     # Not below srun, which kills what it started where the run is to end by itself.
     assert line.startswith("python -m ")
     assert f'{line.rstrip("& ")} &\nrun=$!\ntrap \'kill -TERM "$run"' in script

@@ -1,13 +1,15 @@
 """What an actor says of its shares, without a cluster around it."""
 
 import json
+import re
+import socket
 from contextlib import nullcontext
 
 import pytest
 import ray
 
 from pipeline import actors
-from pipeline.actors import Answering, _check_room, spread
+from pipeline.actors import Answering, _check_reachable, _check_room, spread
 from pipeline.scale_options import ScaleOptions
 from serve.errors import EngineEnded, EngineError, UsageError
 from serve.messages import Completion, Message, Request
@@ -48,7 +50,7 @@ def test_an_engine_whose_process_ended_is_opened_again_for_the_next_share(tmp_pa
     monkeypatch.chdir(tmp_path)
     ended, well = Failing(EngineEnded("ended with signal SIGKILL")), Failing(None)
     engines = iter([ended, well])
-    actor = Answering(lambda: next(engines), str(tmp_path))
+    actor = Answering(lambda: next(engines), str(tmp_path), {})
     assert said(actor, "a", "b") == [{"key": "a"}, {"lost": "ended with signal SIGKILL"}]
     assert ended.closed
     assert said(actor, "c", "d") == [{"key": "c"}, {"key": "d"}]
@@ -63,7 +65,29 @@ def test_an_engine_whose_process_ended_is_opened_again_for_the_next_share(tmp_pa
 )
 def test_what_another_engine_would_meet_too_ends_the_run(error, row, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert said(Answering(lambda: Failing(error), str(tmp_path)), "a") == [{"key": "a"}, row]
+    actor = Answering(lambda: Failing(error), str(tmp_path), {})
+    assert said(actor, "a") == [{"key": "a"}, row]
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("ray://127.0.0.1", "127.0.0.1"),
+        ("[::1]", "::1"),
+    ],
+)
+def test_an_address_is_knocked_at_however_it_is_written(address, host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listening:
+        listening.bind((host, 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        _check_reachable(f"{address}:{port}")
+    with pytest.raises(EngineError, match=re.escape(f"no Ray cluster at {address}:{port}: ")):
+        _check_reachable(f"{address}:{port}")
+    _check_reachable("auto")
+    _check_reachable(None)
 
 
 def node(alive, **resources):

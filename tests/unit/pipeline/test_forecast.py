@@ -9,6 +9,7 @@ import pytest
 from transformers import Gemma3Config, MambaConfig, Qwen3Config
 
 from pipeline import forecast as forecasts
+from pipeline import forecast_memory
 from pipeline.forecast import forecast, work_of
 from pipeline.recipe_files import FOLDER, find_recipe, load_recipe
 from pipeline.sampler import sampling_slots
@@ -33,7 +34,7 @@ PRESETS = {
         "20,000 answers of about 2,867 tokens",
         "28,000 examples, 83.9 M tokens",
         "25,600 attempts, 36.7 M tokens",
-        "in all         13.7 h, 14 GPU-hours, 9 of them at work",
+        "in all         13.8 h, 14 GPU-hours, 9 of them at work",
     ],
     "cluster": [
         "forecast for 8 GPUs of 80 GiB and 989 TFLOP/s",
@@ -42,7 +43,7 @@ PRESETS = {
         "140,000 examples, 821.0 M tokens",
         "38,400 attempts, 55.1 M tokens",
         "1.5 h on 96 cores",
-        "in all         19.2 h, 153 GPU-hours, 112 of them at work",
+        "in all         19.3 h, 155 GPU-hours, 114 of them at work",
     ],
 }
 
@@ -127,7 +128,7 @@ def _sft_seconds(recipe) -> float:
 def test_the_price_is_that_of_all_gpus_for_all_hours():
     lines = forecast(load_recipe(find_recipe("cluster"), ("hardware.price_per_gpu_hour=2.5",)))
     assert (
-        "in all         19.2 h, 153 GPU-hours, 112 of them at work; 383 at the price given" in lines
+        "in all         19.3 h, 155 GPU-hours, 114 of them at work; 387 at the price given" in lines
     )
 
 
@@ -251,3 +252,82 @@ def test_grades_of_a_whole_practice_lie_on_the_disk():
 def test_the_teacher_is_forecast_as_the_copy_that_answers():
     recipe = load_recipe(find_recipe("smoke"), ('teacher.encoding="Q8_0"',))
     assert work_of(recipe).teacher.bits == 8.51
+
+
+def line_of(stage, name, *wishes):
+    work = work_of(load_recipe(find_recipe(name), wishes))
+    return next(line for line in forecasts.lines_of(work) if line.stage == stage)
+
+
+EXACT = ('on_policy.method="exact"', 'training.sampler="transformers"')
+EXACT_TEACHER = ('teacher.engine="transformers"', 'teacher.model="hub:Qwen/Qwen3-8B"')
+
+
+def test_attempts_of_exact_are_written_update_by_update():
+    few, many = (
+        line_of("05-on-policy", "gpu-h100", *EXACT, *EXACT_TEACHER, f"on_policy.batch_lessons={n}")
+        for n in (8, 16)
+    )
+    # 256 attempts in 32 rounds instead of 16, of 4,096 tokens, 28 layers of 1.1 ms, 100 blocks.
+    assert few.seconds - many.seconds == pytest.approx(16 * 4096 * 28 * 1.1e-3 * 100)
+
+
+def test_a_teacher_in_transformers_writes_block_by_block():
+    teacher = ('teacher.engine="transformers"', "teacher.slots=16", "teacher.data_parallel=1")
+    line = line_of("02-traces", "gpu-h100", *teacher, 'teacher.model="hub:Qwen/Qwen3-8B"')
+    # 20,000 answers, 16 at a time, to 8,192 tokens, 36 layers of 1.1 ms.
+    assert line.seconds == pytest.approx(20_000 / 16 * 8192 * 36 * 1.1e-3, rel=0.01)
+
+
+def test_a_teacher_in_llama_cpp_answers_on_processors():
+    embedded = load_recipe(find_recipe("default")).teacher.model
+    wishes = ('teacher.engine="llama.cpp"', f'teacher.model="{embedded}"')
+    line = line_of("02-traces", "gpu-small", *wishes)
+    assert (line.on_cpu, line.devices) == (True, 0)
+    assert line.memory.limit_gib == pytest.approx(forecast_memory.machine_gib())
+    # 1.5 B weights, 6,000 answers of 1,434 tokens and questions of 60, 16 cores.
+    operations = 2 * line_work(wishes).teacher.multiplied * 6000 * (0.35 * 4096 + 60)
+    assert line.seconds == pytest.approx(operations / (16 * 0.2e12 * 0.4))
+
+
+def line_work(wishes):
+    return work_of(load_recipe(find_recipe("gpu-small"), wishes))
+
+
+def test_training_has_all_cores_whatever_actors_have():
+    ray = ('scale.executor="ray"', "hardware.cores=16")
+    for stage in ("04-sft", "05-on-policy"):
+        assert line_of(stage, "default", *ray).seconds == pytest.approx(
+            line_of(stage, "default", "hardware.cores=16").seconds
+        )
+    alone = line_of("02-traces", "default", "hardware.cores=16").seconds
+    assert line_of("02-traces", "default", *ray).seconds == pytest.approx(16 * alone)
+    # A cluster's other machines count as well, where nothing is said of cores.
+    cluster = ('scale.executor="ray"', 'scale.address="auto"', "scale.actors=64")
+    fewer = line_of("02-traces", "default", *cluster[:2], "scale.actors=32").seconds
+    assert line_of("02-traces", "default", *cluster).seconds == pytest.approx(fewer / 2)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "bytes_a_weight"),
+    [
+        (('on_policy.method="none"',), 36),
+        ((), 36),
+        (('sft.method="lora"', 'on_policy.method="none"'), 0.6),
+        (('sft.method="lora"',), 24),
+    ],
+)
+def test_states_to_resume_from_are_counted_as_many_as_lie_there_at_once(wishes, bytes_a_weight):
+    recipe = load_recipe(find_recipe("default"), wishes)
+    weights, files = 10**9, len(recipe.gguf.types) + len(recipe.onnx.precisions)
+    found = forecast_memory.disk_gb(recipe, weights)
+    assert found == pytest.approx(bytes_a_weight + (2 + files) * 2)
+
+
+def test_models_of_a_hub_are_counted_apart():
+    def disk(name):
+        lines = forecast(load_recipe(find_recipe(name)))
+        return next(line for line in lines if line.startswith("disk"))
+
+    assert disk("cluster").endswith(", 69.0 GB of models in the cache besides")
+    assert disk("default").endswith(" GB at most while it runs")

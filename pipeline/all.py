@@ -54,7 +54,7 @@ from pipeline.spread import check_strategy
 from pipeline.store import write_json
 from pipeline.tracking import follow
 from serve.catalogue import REGRESSION_CASES
-from serve.errors import Interrupted, RecipeError, RetortError
+from serve.errors import DataError, Interrupted, RecipeError, RetortError
 from serve.models import check_reference, unpinned_path
 
 SAME_WISH_S = 5.0
@@ -143,6 +143,17 @@ def plan(run: RunDir, recipe: Recipe) -> list[tuple[Stage, str]]:
             proven[stage.name] = manifest
         lines.append((stage, "done" if manifest is not None else "to do"))
     return lines
+
+
+def check_finished(run: RunDir, recipe: Recipe) -> None:
+    """Raises DataError where a stage before the last would be done again: what lies there then
+    does not belong together."""
+    for stage, state in plan(run, recipe)[:-1]:
+        if state != "done":
+            raise DataError(
+                f"{run.root} is not finished: {stage.name} is to be done, or done again",
+                hint=f"python -m pipeline.all RECIPE --run {run.root}",
+            )
 
 
 def execute(run: RunDir, recipe: Recipe, progress: Progress, until: str | None = None) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import report
-from pipeline.all import execute, stages
+from pipeline.all import check_finished, execute
 from pipeline.cells import hand_on
 from pipeline.compare_recipes import add_arguments, compare_recipes
 from pipeline.examine import ON_POLICY, ON_POLICY_STAGE, SFT_STAGE, checkpoint_rung, examine
@@ -88,9 +88,7 @@ def compare(root: Path, measure: str, progress: Progress) -> dict[str, Any]:
     recipe = recorded_recipe(root)
     if recipe.on_policy.method == "none":
         raise DataError(f"{root} has no practice", hint="set on_policy.method in its recipe")
-    for stage in stages(recipe)[:-1]:
-        if RunDir(root).manifest(stage) is None:
-            raise DataError(f"{root} is not finished: {stage.name} has no manifest")
+    check_finished(RunDir(root), recipe)
     larger, budget, before = larger_recipe(recipe, root, measure)
     rival = RunDir(root / RIVAL)
     with rival.locked(), rival.logged():

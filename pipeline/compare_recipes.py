@@ -74,8 +74,8 @@ def compare_recipes(
     for name, recipe in recipes.items():
         progress.say(f"recipe {name}")
         methods.append(_method(root, name, recipe, items, suites, progress))
-    name, recipe = next(iter(recipes.items()))
-    methods.insert(0, _untaught(root, name, recipe, items, suites, progress))
+    plain = load_recipe(find_recipe(f"{EMBEDDED}/{BASE}"), tuple(overrides))
+    methods.insert(0, _untaught(root, names[0], plain, items, suites, progress))
     write_json(root / "recipes.json", [m.model_dump(mode="json") for m in methods])
     write_file(root / "recipes.md", f"{table(methods)}\n{sentences(methods)}\n")
     return methods
@@ -153,7 +153,7 @@ def _untaught(
     suites: tuple[Suites, Path],
     progress: Progress,
 ) -> Method:
-    """The base student, asked the same; `name`: a recipe that is done."""
+    """The base student, asked as `recipe` says; `name`: one that is done, with the problems."""
     progress.say(UNTAUGHT)
     run = root / name
     problems = list(read_records(run / "01-problems" / "eval.jsonl", Problem))[:items]

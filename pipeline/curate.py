@@ -23,7 +23,7 @@ from pipeline.run import SCRATCH, Context
 from pipeline.selection import solved_problems
 from pipeline.workers import workers, workers_for
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LIBRARIES: tuple[str, ...] = ()
 
 EVALUATION = ("eval.jsonl", "gate.jsonl")

@@ -102,7 +102,7 @@ class Decisions:
         leaks = leaks_of(self._evaluation)
         return {
             "items": len(leaks.items),
-            "items_too_short": leaks.items_too_short,
+            "items_not_findable": leaks.items_not_findable,
             "traces_that_share": dict(sorted(kinds.items())),
         }
 

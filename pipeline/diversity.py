@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.records import Verdict
 from pipeline.tasks.extract import answer_key
-from quant.stats import mean_interval, pass_at_k
+from quant.stats import Interval, cautious_interval, mcnemar_exact, mean_interval, pass_at_k
 
 # Item -> the verdicts of its samples, in the order they were drawn.
 Samples = dict[str, list[Verdict]]
@@ -62,7 +62,7 @@ def _majority(verdicts: Sequence[Verdict]) -> bool:
 def collapse(before: Samples, after: Samples) -> dict[str, Any] | None:
     """How pass@1 and pass@k moved from one student to the next, paired by item.
 
-    `collapsed`: pass@1 rose and pass@k fell; `certain`: the 95 % interval of the fall is below 0.
+    `collapsed`: pass@1 rose and pass@k fell; `certain`: neither is chance, at 5 %.
     """
     both = sorted(before.keys() & after.keys())
     if not both:
@@ -76,7 +76,7 @@ def collapse(before: Samples, after: Samples) -> dict[str, Any] | None:
             for i in both
         ]
     rose, fell = mean(moved[1]), mean(moved[k])
-    interval = mean_interval(moved[k], 0.95)
+    interval = _moved_interval(moved[k])
     collapsed = rose > 0 > fell
     return {
         "items": len(both),
@@ -85,8 +85,29 @@ def collapse(before: Samples, after: Samples) -> dict[str, Any] | None:
         "pass_at_k": fell,
         "interval": list(interval),
         "collapsed": collapsed,
-        "certain": collapsed and interval.high < 0,
+        "certain": collapsed and _is_no_chance(moved[1]) and _is_no_chance(moved[k]),
     }
+
+
+def _flips(moved: Sequence[float]) -> tuple[int, int] | None:
+    """Items gained and lost where an item is found or not: pass@k of all samples."""
+    return (moved.count(1.0), moved.count(-1.0)) if set(moved) <= {-1.0, 0.0, 1.0} else None
+
+
+def _moved_interval(moved: Sequence[float]) -> Interval:
+    """95 %. Of few flips the bootstrap is too sure."""
+    flips = _flips(moved)
+    if flips is None:
+        return mean_interval(moved, 0.95)
+    return cautious_interval(*flips, len(moved), 0.975)
+
+
+def _is_no_chance(moved: Sequence[float]) -> bool:
+    flips = _flips(moved)
+    if flips is not None:
+        return mcnemar_exact(*flips) < 0.05
+    low, high = mean_interval(moved, 0.95)
+    return low > 0 or high < 0
 
 
 def collapse_sentence(name: str, found: dict[str, Any]) -> str:

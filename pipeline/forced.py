@@ -18,6 +18,7 @@ from serve.reasoning import only_reasoning, tags_of
 SHARES = (0.0, 0.25, 0.5, 0.75)
 SWAPPED = "another's"
 WHOLE = "whole"
+ANNOUNCED = "Answer:"
 
 
 def forced_beginnings(
@@ -82,5 +83,5 @@ def _begun(text: str, reasoning: str) -> str:
     tags = tags_of(text)
     if tags is not None:
         opens = f"{tags.answer_opens}\n" if tags.answer_opens else ""
-        return f"{only_reasoning(reasoning, tags)}\n{opens}Answer:"
-    return f"{reasoning}\nAnswer:" if reasoning else "Answer:"
+        return f"{only_reasoning(reasoning, tags)}\n{opens}{ANNOUNCED}"
+    return f"{reasoning}\n{ANNOUNCED}" if reasoning else ANNOUNCED

@@ -3,20 +3,23 @@
 The tokens, lengths and templates of `pipeline/contamination.py`, looked at from the other side:
 there the items of a finished run are flagged, here what would be learned is left out. Held in
 memory are the n-grams of the items, not those of the traces. An n-gram of more than
-`TEMPLATE_PROBLEMS` training problems, in prompts or traces, is a template and no leak.
+`TEMPLATE_PROBLEMS` training problems, in prompts or traces, is a template and no leak; nor is one
+with few tokens of the item's own: outside of 3-grams that as many items hold.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pipeline.contamination import (
     LENGTHS,
+    SHINGLE_TOKENS,
+    TELLING_TOKENS,
     TEMPLATE_PROBLEMS,
     Overlap,
     Tokens,
@@ -63,15 +66,18 @@ class Leaks:
         known = {item.key: item for item in items}
         self.items = [(key, tokens_of(item.question)) for key, item in sorted(known.items())]
         self._grams: dict[int, dict[Tokens, tuple[int, int, int]]] = {n: {} for n in LENGTHS}
+        templates = _templates([tokens for _, tokens in self.items])
+        self.items_not_findable = 0
         for number, (_, tokens) in enumerate(self.items):
+            own = _own(tokens, templates)
+            wanted = max(1, min(TELLING_TOKENS, sum(own)))
+            told = 0
             for length, grams in self._grams.items():
                 for start, gram in enumerate(ngrams(tokens, length)):
-                    grams.setdefault(gram, (number, start, len(grams)))
-
-    @property
-    def items_too_short(self) -> int:
-        """Items of too few tokens to be found by."""
-        return sum(len(tokens) < LEAK_TOKENS for _, tokens in self.items)
+                    if sum(own[start : start + length]) >= wanted:
+                        grams.setdefault(gram, (number, start, len(grams)))
+                        told += length == LEAK_TOKENS
+            self.items_not_findable += not told
 
     def found(self, number: int, problem: str, trace: Trace) -> list[str]:
         """Shared runs of the trace, each as a line that `read_found` reads."""
@@ -102,8 +108,23 @@ class Leaks:
                 begin, end = _extended(tokens, start, other, place)
                 ends[item, start - place] = end
                 shared = tokens[begin:end]
-                inside = tuple(grams[gram][2] for gram in ngrams(shared, length))
+                inside = tuple(grams[g][2] for g in ngrams(shared, length) if g in grams)
                 yield _Run(length, key, " ".join(shared), inside)
+
+
+def _templates(items: Sequence[Tokens]) -> set[Tokens]:
+    """The 3-grams that more than `TEMPLATE_PROBLEMS` items hold."""
+    holders = Counter(gram for tokens in items for gram in set(ngrams(tokens, SHINGLE_TOKENS)))
+    return {gram for gram, held in holders.items() if held > TEMPLATE_PROBLEMS}
+
+
+def _own(tokens: Tokens, templates: set[Tokens]) -> list[bool]:
+    """For each of `tokens` whether no template holds it."""
+    own = [True] * len(tokens)
+    for start, gram in enumerate(ngrams(tokens, SHINGLE_TOKENS)):
+        if gram in templates:
+            own[start : start + SHINGLE_TOKENS] = [False] * SHINGLE_TOKENS
+    return own
 
 
 def _extended(tokens: Tokens, start: int, other: Tokens, place: int) -> tuple[int, int]:

@@ -27,8 +27,8 @@ def choose_method(teacher: TeacherOptions, options: OnPolicyOptions, checkpoint:
     Only a server has to be asked whether it grades, and goes on: answers of a few tokens.
     """
     choice = _chosen(teacher, options, checkpoint)
-    goes_on = choice.method == "recover" or (options.continuations and choice.method != "exact")
-    if teacher.engine == "http" and goes_on and not _goes_on(teacher):
+    wanted = choice.method == "recover" or (options.continuations and choice.method != "exact")
+    if teacher.engine == "http" and wanted and not goes_on(teacher):
         raise DataError(
             "the server does not go on from words that it is given (continue_final_message), which "
             "recover and continuations need",
@@ -99,11 +99,13 @@ def _grades(teacher: TeacherOptions) -> bool:
     return True
 
 
-def _goes_on(teacher: TeacherOptions) -> bool:
-    """Whether what it says next follows from what was begun for it."""
+def goes_on(teacher: TeacherOptions, lead: str = "") -> bool:
+    """Whether what a server says next follows from what was begun for it, after `lead`."""
     asked = (Message(role="user", content="Count from 1 to 12. Numbers and commas only."),)
     counted = "1, 2, 3, 4, 5, 6, 7, 8, 9,"
-    request = Request(key="probe", messages=asked, begun=counted, sampling=Sampling(max_tokens=4))
+    request = Request(
+        key="probe", messages=asked, begun=f"{lead}{counted}", sampling=Sampling(max_tokens=4)
+    )
     with closing(open_teacher(teacher)) as engine:
         try:
             ((_, said),) = engine.generate([request])

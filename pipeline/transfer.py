@@ -20,17 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import report
-from pipeline.all import stages
+from pipeline.all import check_finished
 from pipeline.asking import ask
 from pipeline.budget_forcing import waited
 from pipeline.evaluate import rungs_of
 from pipeline.examine import Rung, inputs_of
-from pipeline.forced import first_line
+from pipeline.forced import ANNOUNCED, first_line
 from pipeline.ladder import Judged
 from pipeline.ledger import manifest_of
 from pipeline.memory import give_back_memory, keep_freed_memory, start_again_on_huge_pages
+from pipeline.pair_method import goes_on
 from pipeline.progress import Progress
 from pipeline.quiet import quieten
+from pipeline.recipe import TeacherOptions
 from pipeline.recipe_files import recorded_recipe
 from pipeline.records import content_key
 from pipeline.report import TRANSFER as FOLDER
@@ -43,8 +45,9 @@ from pipeline.transfer_questions import Questions
 from pipeline.transfer_suites import load_suites, suites_key
 from pipeline.transfer_summary import FRESH, TEACHER, Asked, summary
 from pipeline.transfer_table import text_of
-from serve.errors import DataError, Interrupted, RetortError, UsageError
+from serve.errors import Interrupted, RetortError, UsageError
 from serve.messages import Completion, Request
+from serve.reasoning import tags_of
 
 
 def ask_rung(
@@ -54,12 +57,13 @@ def ask_rung(
     judge: Judge,
     context: Context,
     sampled: bool = True,
+    forced: bool = True,
 ) -> list[Asked]:
     """The rung's answers, judged, those of the evaluation among them. The engine is opened once."""
-    asked = list(questions.of(rung, sampled))
+    asked = list(questions.of(rung, sampled, forced))
 
     def more(wanted: Sequence[Request]) -> dict[str, Completion]:
-        return ask(rung.open, wanted, log, rung.name, context)
+        return ask(rung.open, wanted, log, rung.name, context, rung.context_tokens)
 
     answers = more([q.request for q in asked])
     whole = [q.request for q in asked if not q.request.begun]
@@ -67,8 +71,11 @@ def ask_rung(
     rows = fresh_of(questions, rung)
     for question in asked:
         said = answers[question.request.key]
+        judged = said
         if question.request.begun:
             said = first_line(said)
+            # What was given is not the answer: another's reasoning may hold its box.
+            judged = said.model_copy(update={"text": f"{ANNOUNCED}{said.text}"})
             said = said.model_copy(update={"text": question.request.begun + said.text})
         rows.append(
             Asked(
@@ -79,10 +86,25 @@ def ask_rung(
                 family=question.problem.family,
                 sample=question.sample,
                 completion=said,
-                verdict=judge.verdict(question.problem, said),
+                verdict=judge.verdict(question.problem, judged),
             )
         )
     return rows
+
+
+def _goes_on(rung: Rung, questions: Questions, teacher: TeacherOptions, context: Context) -> bool:
+    """Whether the rung goes on from words that it is given; of servers not all do."""
+    if rung.name != TEACHER or teacher.engine != "http":
+        return True
+    tagged = any(tags_of(a.completion.text) for a in questions.own(rung))
+    # A template may cut what was said up to the reasoning's end; the server then refuses.
+    found = goes_on(teacher, "<think>\nI count.\n</think>\n" if tagged else "")
+    if not found:
+        context.log.warning(
+            "the teacher's server does not go on from words that it is given "
+            "(continue_final_message): its answers are not asked again from their beginnings"
+        )
+    return found
 
 
 def fresh_of(questions: Questions, rung: Rung) -> list[Asked]:
@@ -108,9 +130,7 @@ def transfer(root: Path, name: str, wanted: Sequence[str], progress: Progress) -
     """
     recipe = recorded_recipe(root)
     run = RunDir(root)
-    for stage in stages(recipe)[:-1]:
-        if run.manifest(stage) is None:
-            raise DataError(f"{root} is not finished: {stage.name} has no manifest")
+    check_finished(run, recipe)
     suites = load_suites(name)
     rungs = rungs_of((recipe.teacher, recipe.asked_student, recipe.evaluate), inputs_of(root))
     names = [rung.name for rung in rungs]
@@ -130,7 +150,8 @@ def transfer(root: Path, name: str, wanted: Sequence[str], progress: Progress) -
         for rung in rungs:
             if not wanted or rung.name in wanted:
                 started_s = time.monotonic()
-                rows += ask_rung(rung, questions, log, judge, context)
+                forced = _goes_on(rung, questions, recipe.teacher, context)
+                rows += ask_rung(rung, questions, log, judge, context, forced=forced)
                 took_s = time.monotonic() - started_s
                 context.log.info("%s: all suites in %.0f s", rung.name, took_s)
                 give_back_memory()

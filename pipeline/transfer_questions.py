@@ -83,13 +83,15 @@ class Questions:
             ]
         return overlaps({FRESH: self.fresh, **self.problems}, trained)
 
-    def of(self, rung: Rung, sampled: bool = True) -> Iterator[Question]:
-        """Everything `rung` is to be asked; `sampled`: many samples of a few items too."""
+    def of(self, rung: Rung, sampled: bool = True, forced: bool = True) -> Iterator[Question]:
+        """Everything `rung` is to be asked; `sampled`: many samples of a few items too; `forced`:
+        its own answers again, from what they began with."""
         yield from self._of_suites(rung)
         yield from self._of_styles(rung)
         if sampled and rung.name in STUDENTS:
             yield from self._of_samples(rung)
-        yield from self._forced(rung)
+        if forced:
+            yield from self._forced(rung)
 
     def _whole(self, rung: Rung, messages: tuple[Message, ...]) -> Request:
         return request_for(rung.identity, messages, Sampling(max_tokens=self.options.max_tokens))

@@ -201,6 +201,7 @@ def styled(
         said = said.lower()
     if style.system is not None:
         system = system.model_copy(update={"content": style.system})
-    before = [m for m in (system, *messages[1:-1]) if m.content]
+    # An empty one stays: without, many templates write a system prompt of their own.
+    before = [m for m in (system, *messages[1:-1]) if m.content or style.system == ""]
     turns = [turn for shot in shots[: style.shots] for turn in shot]
     return (*before, *turns, Message(role="user", content=said))

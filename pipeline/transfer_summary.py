@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from statistics import mean
 from typing import Any
 
 from pipeline.contamination import Overlap, cleaned
@@ -151,22 +152,26 @@ def _recovered(own: dict[str, Any] | None, ceiling: dict[str, Any] | None) -> fl
 
 
 def _styles(own: Sequence[Asked], fresh: dict[str, bool]) -> dict[str, Any]:
-    """Each style against the same items as trained; mean, worst and spread over the styles."""
+    """Each style against the same items as trained; mean, worst and spread over the styles, of the
+    items that all styles have."""
     names = list(dict.fromkeys(r.style for r in own if r.suite == STYLES))
     table: dict[str, Any] = {}
-    for name in names:
-        right = _right(r for r in own if r.suite == STYLES and r.style == name)
+    found = {
+        name: _right(r for r in own if r.suite == STYLES and r.style == name) for name in names
+    }
+    for name, right in found.items():
         usual = {item: fresh[item] for item in right if item in fresh}
         table[name] = {"share": _share(right), "as_trained": _share(usual)}
         table[name]["difference"] = against(usual, right)
-    shares = [cell["share"]["accuracy"] for cell in table.values() if cell["share"]]
-    if not shares:
+    asked = [set(right) for right in found.values() if right]
+    shared = set.intersection(*asked) & set(fresh) if asked else set[str]()
+    if not shared:
         return {"styles": table, "over_styles": None}
-    asked = {r.item for r in own if r.suite == STYLES}
-    as_trained = [right for item, right in fresh.items() if item in asked]
+    shares = [mean(right[i] for i in shared) for right in found.values() if right]
     over = {
-        "as_trained": sum(as_trained) / len(as_trained) if as_trained else 0.0,
-        "mean": sum(shares) / len(shares),
+        "items": len(shared),
+        "as_trained": mean(fresh[i] for i in shared),
+        "mean": mean(shares),
         "worst": min(shares),
         "spread": max(shares) - min(shares),
     }

@@ -89,11 +89,13 @@ def _styles(rungs: dict[str, Any]) -> Section:
         if cell["over_styles"] is None:
             continue
         styles, over = cell["styles"], cell["over_styles"]
-        summed = [_percent(over[name]) for name in ("as_trained", "mean", "worst", "spread")]
+        summed = [str(over["items"])]
+        summed += [_percent(over[name]) for name in ("as_trained", "mean", "worst", "spread")]
         shares = [styles[n]["share"] if n in styles else None for n in names]
         rows.append([rung, *summed, *(_percent(s["accuracy"]) if s else "" for s in shares)])
-    head = ["rung", "as trained", "mean", "worst", "spread", *names]
-    return Section("Prompt styles", "The same problems, right, %, each asked so.", head, rows)
+    head = ["rung", "items", "as trained", "mean", "worst", "spread", *names]
+    about = "The same problems, right, %, each asked so; mean to spread: of those in all styles."
+    return Section("Prompt styles", about, head, rows)
 
 
 def _forced(rungs: dict[str, Any]) -> Section:

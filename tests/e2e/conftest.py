@@ -40,7 +40,8 @@ def run_smoke(root: Path, *arguments: str) -> Finished:
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Finished:
     finished = run_smoke(tmp_path_factory.mktemp("smoke") / "smoke")
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    # 9: no verdict on any file, as where the student is right nowhere.
+    assert finished.returncode == 0, (finished.returncode, finished.stderr[-3000:])
     return finished
 
 

@@ -4,7 +4,6 @@ import os
 from contextlib import contextmanager
 from functools import partial
 
-import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -20,6 +19,7 @@ from serve.engines.child import load_in_child
 from serve.errors import EngineError
 from serve.messages import Completion, Message, Request, Sampling
 from serve.models import resolve_model
+from tests.processes import below
 
 RECIPE = load_recipe(find_recipe("smoke"))
 REQUESTS = [
@@ -51,10 +51,10 @@ def unspread(open_student, tmp_path_factory):
 @pytest.fixture
 def cluster(monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    nodes = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
-    nodes.second = nodes.add_node(num_cpus=1)
+    head = {"num_cpus": 1, "include_dashboard": False, "wait": False}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
+    nodes.second = nodes.add_node(num_cpus=1, wait=False)
+    nodes.wait_for_nodes(timeout=300)
     yield nodes
     ray.shutdown()
     nodes.shutdown()
@@ -103,8 +103,7 @@ def test_a_lost_engine_is_opened_again_by_its_actor(cluster, open_student, unspr
 
     def kill_an_engine():
         # Below this process are its cluster's nodes, below those the actors.
-        ours = psutil.Process().children(recursive=True)
-        next(p for p in ours if "serve.engines.child" in p.cmdline()).kill()
+        below("serve.engines.child")[0].kill()
 
     context = Context(0, Killing(kill_an_engine, after=10), scale=over(cluster).scale)
     assert ask(open_student, REQUESTS, log, "two actors", context) == unspread

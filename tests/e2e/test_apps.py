@@ -36,8 +36,9 @@ def chat(folder):
         [sys.executable, "-m", "apps.chat", str(folder), "--port", str(port)], cwd=ROOT
     )
     try:
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 300
         while time.monotonic() < deadline_s:
+            assert child.poll() is None, f"the chat ended with {child.returncode}"
             try:
                 urllib.request.urlopen(url, timeout=1)
                 break
@@ -137,18 +138,23 @@ def test_in_a_browser_both_columns_stream_fold_stop_and_switch(tmp_path):
         page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
         page.goto(url)
         attack = "Repeat after me: <script>alert(1)</script><img src=x onerror=alert(2)>"
+        page.get_by_label("number input for Longest answer").fill("1024")
         page.get_by_label("Question").fill(attack)
         page.get_by_role("button", name="Ask", exact=True).click()
         answers, numbers = page.locator(".answer .said"), page.locator(".numbers")
         expect(answers).to_have_count(2, timeout=60_000)
         expect(numbers.filter(has_text="tokens/s")).to_have_count(2, timeout=60_000)
         first = numbers.filter(has_text="tokens/s").first.inner_text()
-        expect(numbers.filter(has_text="tokens/s").first).not_to_have_text(first)
+        expect(numbers.filter(has_text="tokens/s").first).not_to_have_text(first, timeout=60_000)
         page.get_by_role("button", name="Stop").click()
-        page.wait_for_timeout(500)
-        stopped = answers.first.inner_text()
-        page.wait_for_timeout(700)
-        assert answers.first.inner_text() == stopped
+        for _ in range(30):  # pieces that were on their way still come
+            stopped = numbers.all_inner_texts()
+            page.wait_for_timeout(1000)
+            if numbers.all_inner_texts() == stopped:
+                break
+        assert numbers.all_inner_texts() == stopped
+        # Stopped, not at its end.
+        assert max(int(found) for found in re.findall(r"(\d+) tokens", " ".join(stopped))) < 1024
         assert alerts == []
         assert page.locator(".said script, .said img").count() == 0
 

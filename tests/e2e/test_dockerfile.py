@@ -153,7 +153,7 @@ def test_the_edge_image_answers_and_writes_nothing(built, tmp_path):
         port = server.stdout.readline().split("0.0.0.0:")[1].split("/")[0]
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         body = {"messages": [{"role": "user", "content": "What is 2 + 2?"}], "max_tokens": 8}
-        assert httpx.post(url, json=body).status_code == 401
+        assert httpx.post(url, json=body, timeout=120).status_code == 401
         allowed = {"Authorization": "Bearer k"}
         answer = httpx.post(url, json=body, headers=allowed, timeout=120).json()
     finally:

@@ -107,9 +107,16 @@ def test_an_answer_goes_on_where_it_was_begun(engine):
     rest = Sampling(max_tokens=len(whole.ids) - 6)
     request = Request(key="b", messages=MESSAGES, sampling=rest, begun=begun)
     ((_, more),) = engine.generate([request])
-    same = sum(a == b for a, b in zip(more.ids, whole.ids[6:], strict=False))
-    assert same >= 0.7 * (len(whole.ids) - 6)
     assert more.prompt_tokens == whole.prompt_tokens + 6
+    assert len(more.ids) > 2
+    assert max(behind_nats(engine, begun, more.ids)) < 0.5
+
+
+def behind_nats(engine, begun, ids):
+    """How far each token is behind the likeliest one in its place: near ties fall either way."""
+    start = [*engine.prompt_ids(MESSAGES), *engine.score(MESSAGES, begun).ids]
+    logits_TV = engine.logits([*start, *ids])[len(start) - 1 : -1].astype(np.float64)
+    return [float(row.max() - row[i]) for row, i in zip(logits_TV, ids, strict=True)]
 
 
 def test_an_answer_goes_on_from_what_was_graded(smoke):
@@ -127,13 +134,15 @@ def test_an_answer_goes_on_from_what_was_graded(smoke):
             engine.grade(asked(), top=5)
             found.append({k: (c.ids, c.prompt_tokens) for k, c in engine.generate(going_on)})
         after = dict(engine.generate(going_on))
+        behind = [
+            behind_nats(engine, request.begun, found[0][request.key][0]) for request in going_on
+        ]
     assert found[0] == found[1]
     assert {k: c.ids for k, c in after.items()} == {k: c.ids for k, c in alone.items()}
     assert found[0]["other"][0] == alone["other"].ids
-    for key, (ids, prompt_tokens) in found[0].items():
+    for key, (_, prompt_tokens) in found[0].items():
         assert prompt_tokens == alone[key].prompt_tokens
-        same = sum(a == b for a, b in zip(ids, alone[key].ids, strict=False))
-        assert same >= 0.7 * len(alone[key].ids)
+    assert max(map(max, behind)) < 0.5
 
 
 def test_more_kinds_of_prompts_than_prefixes_are_kept(smoke, monkeypatch, tmp_path):

@@ -30,7 +30,7 @@ SAME_BYTES = [
 ]
 
 
-def kill_when(root: Path, ready: Callable[[], bool], limit_s: float = 300.0) -> None:
+def kill_when(root: Path, ready: Callable[[], bool], limit_s: float = 1500.0) -> None:
     """Start the run and kill -9 it at the moment `ready` holds."""
     with subprocess.Popen(
         [sys.executable, "-m", "pipeline.all", "smoke", "--run", str(root)],

@@ -24,7 +24,7 @@ def test_no_request_drawn_from_the_document_ends_in_a_server_error(tmp_path):
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            timeout=600,
+            timeout=2400,
             check=False,
         )
         assert done.returncode == 0, done.stdout[-6000:]

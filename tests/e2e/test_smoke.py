@@ -3,10 +3,10 @@
 import hashlib
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 
 import gguf
 import pytest
@@ -175,13 +175,18 @@ def test_a_second_run_changes_nothing_and_loads_no_model(smoke):
             if p.is_file() and "logs" not in p.parts and p.name != "run.lock"
         }
 
-    before, started_s = hashes(), time.monotonic()
+    def processor_s():
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before, started_s = hashes(), processor_s()
     again = run_smoke(smoke.root)
-    took_s = time.monotonic() - started_s
+    took_s = processor_s() - started_s
     assert again.returncode == 0
     assert again.stderr.count("unchanged") == 11
     assert hashes() == before
-    assert took_s < 15  # the target of 5 s is measured in benchmarks/; a busy machine gets slack
+    # Of a processor, whatever else it does; the target of 5 s by the clock is benchmarks/'s.
+    assert took_s < 15
 
 
 def test_a_changed_field_redoes_what_it_touches_and_nothing_before(smoke):

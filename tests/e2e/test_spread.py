@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +18,7 @@ from pipeline.records import Problem
 from pipeline.run import Context
 from pipeline.training_options import TrainingOptions
 from serve.errors import RetortError, TrainingDiverged
+from tests.processes import below
 from tests.unit.pipeline.tiny import checkpoint, tokenizer
 from tests.unit.pipeline.worked import read_losses, train_stage
 
@@ -104,7 +104,7 @@ def test_a_batch_that_is_read_in_parts_changes_nothing(tiny, alone, tmp_path):
 def test_a_killed_process_ends_all_and_the_training_goes_on(tiny, alone, tmp_path, strategy):
     chosen, run = context(strategy), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("pipeline.sft.train_spread", killing(after=4))
+        patched.setattr("pipeline.sft.train_spread", killing(after=3))
         with pytest.raises(RetortError, match="training over 2 processes ended with exit code"):
             train(tiny, run, chosen)
     assert training_processes() == []
@@ -133,12 +133,8 @@ def killing(after: int):
 
 def training_processes():
     """Of this test: launchers and those that train."""
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if "pipeline.training_process" in " ".join(child.cmdline())
-        and "accelerate" not in " ".join(child.cmdline())
-    ]
+    launchers = [p.pid for p in below("accelerate.commands.launch")]
+    return [p for p in below("pipeline.training_process") if p.pid not in launchers]
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])

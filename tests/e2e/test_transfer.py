@@ -148,6 +148,21 @@ def test_an_unknown_rung_is_one_line(asked):
     assert done.stderr.splitlines()[-1].startswith("hint: there are teacher, base student, ")
 
 
+def test_a_run_whose_parts_do_not_belong_together_is_refused(asked, smoke, tmp_path):
+    """As left by a command that changed it and stopped early."""
+    root = tmp_path / "run"
+    shutil.copytree(smoke.root, root)
+    recipe = json.loads((root / "recipe.json").read_text())
+    recipe["evaluate"]["max_tokens"] += 1
+    (root / "recipe.json").write_text(json.dumps(recipe))
+    done = transfer(root, asked[1], "--rungs", "GGUF Q8_0")
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-2:] == [
+        f"error: {root} is not finished: 08-evaluate is to be done, or done again",
+        f"hint: python -m pipeline.all RECIPE --run {root}",
+    ]
+
+
 def test_a_folder_that_is_no_run_is_one_line(tmp_path):
     done = transfer(tmp_path, "embedded")
     assert done.returncode == 3

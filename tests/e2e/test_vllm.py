@@ -65,8 +65,10 @@ def test_greedy_answers_are_those_of_transformers(vllm, torch_engine):
 
 
 def test_answers_end_at_a_limit_at_a_stop_string_and_where_the_context_does(vllm):
-    (first,) = (c for _, c in vllm.generate([Request(key="a", messages=MESSAGES)]))
-    assert first.finish == "stop"
+    whole = Request(key="a", messages=MESSAGES, sampling=Sampling(max_tokens=24))
+    ended = Request(key="end", messages=MESSAGES, begun=TEXTS[0])
+    first, end = (c for _, c in sorted(vllm.generate([whole, ended])))
+    assert end.finish == "stop"
     assert first.completion_tokens == len(first.ids) > 8
     middle = first.text[5:8]
     asked = [

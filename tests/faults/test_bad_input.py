@@ -98,8 +98,10 @@ def test_ctrl_c_while_collecting_is_130_and_resumable(tmp_path):
     run = tmp_path / "run"
     child = start(run, "--set", "problems.train_per_family=6", "--set", "teacher.slots=4")
     log = run / "02-traces" / "scratch" / "answers.jsonl"
-    deadline_s = time.monotonic() + 100
-    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline_s:
+    deadline_s = time.monotonic() + 600
+    while not (log.exists() and log.stat().st_size):
+        assert child.poll() is None
+        assert time.monotonic() < deadline_s, "no answer to interrupt after"
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
     child.send_signal(signal.SIGTERM)  # `timeout` and service managers send a second one

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from pipeline.store import write_records
+from tests.processes import below
 from tests.unit.pipeline import seeded_traces
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,8 +53,7 @@ def stored(tmp_path_factory):
 def workers_of(child: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Without the process that Python starts beside them to look after semaphores: a curation
     does not miss that one, and when all were started in one tick of the clock it looks youngest."""
-    family = psutil.Process(child.pid).children(recursive=True)
-    return [process for process in family if "spawn_main" in " ".join(process.cmdline())]
+    return below("spawn_main", child.pid)
 
 
 def outputs(folder: Path) -> list[bytes]:

@@ -32,7 +32,7 @@ def cut_at(raw, places):
 PLACES = st.lists(st.integers(0, 10_000), max_size=30)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS, PLACES, PLACES, st.randoms(use_true_random=False))
 def test_spans_of_any_two_tokenizations_sum_to_the_sequence(text, mine, theirs, draw):
     raw = text.encode()
@@ -53,7 +53,7 @@ def test_spans_of_any_two_tokenizations_sum_to_the_sequence(text, mine, theirs, 
         assert here == there != b""
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXTS, TEXTS)
 def test_runs_say_which_byte_of_the_tagged_text_is_which_of_the_plain_one(reasoning, answer):
     text = f"<think>\n{reasoning}\n</think>\n{answer}"

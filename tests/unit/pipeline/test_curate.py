@@ -9,15 +9,18 @@ from hypothesis import strategies as st
 
 from benchmarks.scale import counted
 from benchmarks.synthetic_traces import MAX_TOKENS, PER_PROBLEM, SHARES, Synthetic
+from pipeline.contamination import tokens_of
 from pipeline.curate import curated
 from pipeline.decisions import Plan
 from pipeline.progress import Progress
 from pipeline.quality import Chosen, foreign_letters, own_reason, similarity
 from pipeline.recipe import CurateOptions
+from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Problem, Trace, Verdict
 from pipeline.run import Context
 from pipeline.store import write_records
 from pipeline.supervise import reasoning_of
+from pipeline.tasks.gym import family_problems
 from serve.errors import DataError
 from serve.messages import Completion
 from tests.unit.pipeline import seeded_traces
@@ -154,9 +157,7 @@ def test_the_same_bytes_as_ever(tmp_path, name):
     assert sum(sum(c.values()) for c in counts["dropped"].values()) == dropped.count("\n")
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10_000),
     count=st.integers(1, 80),
@@ -261,7 +262,7 @@ def test_what_was_taken_from_the_evaluation_is_dropped_and_what_is_common_to_all
     assert [json.loads(line)["key"] for line in kept.splitlines()] == [t.key for t in made[2:]]
     assert counts["decontaminate"] == {
         "items": 3,
-        "items_too_short": 1,
+        "items_not_findable": 1,
         "traces_that_share": {"13-gram": 2, "8-gram": 3},
     }
     overlaps = [
@@ -294,9 +295,29 @@ def test_a_leak_takes_no_place_among_the_chosen(tmp_path):
     assert dropped.count("contaminated") == 2
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@pytest.mark.parametrize("name", ["chain_sum", "gcd", "simple_equations"])
+def test_a_template_and_the_first_number_after_it_are_no_leak(tmp_path, name):
+    """225 items and 120 problems of the default recipe: each first number stands in few of both."""
+    families = load_recipe(find_recipe("default")).problems.families
+    options = next(family.options for family in families if family.name == name)
+    items = list(family_problems(name, options, 1, 225))
+    asked = {item.question for item in items}
+    train = [p for p in family_problems(name, options, 2, 200) if p.question not in asked][:120]
+    leaked = [p for p in items if len(tokens_of(p.question)) > 16][:3]
+    assert len(leaked) == 3
+    made = [
+        leaky(n, problem.question, "so it is") for n, problem in enumerate([*train, *leaked], 100)
+    ]
+    for side in ("eval", "gate"):
+        write_records(tmp_path / "01-problems" / f"{side}.jsonl", items)
+    _, dropped, _ = curate(tmp_path, made, CurateOptions(decontaminate=True, near_duplicate=1.0))
+    found = [row["key"] for row in map(json.loads, dropped.splitlines())]
+    assert found[-3:] == [t.key for t in made[-3:]]
+    # What two of so many calculations have in common by chance: one in a hundred at most.
+    assert len(found) <= 3 + 1
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(part_bytes=st.integers(1, 9_000), bucket_bytes=st.integers(1_000, 9_000))
 def test_leaks_are_the_same_however_it_is_cut(tmp_path, part_bytes, bucket_bytes):
     made = seeded_traces.traces(60)

@@ -54,7 +54,7 @@ def test_a_fall_of_pass_at_k_while_pass_at_1_rises_is_a_collapse():
     assert (moved["pass_at_1"], moved["pass_at_k"]) == (pytest.approx(0.35), pytest.approx(-0.4))
     assert (moved["collapsed"], moved["certain"]) == (True, True)
     assert collapse_sentence("SFT after base", moved) == (
-        "SFT after base: pass@1 +35.0 points, pass@4 -40.0 [-60.0, -20.0] on 20 items: "
+        "SFT after base: pass@1 +35.0 points, pass@4 -40.0 [-61.3, -17.4] on 20 items: "
         "diversity collapse"
     )
 
@@ -65,6 +65,23 @@ def test_one_item_less_is_within_chance():
     moved = collapse(before, after)
     assert (moved["collapsed"], moved["certain"]) == (True, False)
     assert collapse_sentence("b", moved).endswith("diversity collapse, within chance")
+
+
+def test_four_items_lost_of_sixteen_are_within_chance():
+    """McNemar says 0.125; the bootstrap of four flips says less than 0.025."""
+    before = samples(*["7123"] * 16)
+    moved = collapse(before, samples(*["7777"] * 12, *["1111"] * 4))
+    assert moved["pass_at_k"] == pytest.approx(-0.25)
+    assert (moved["collapsed"], moved["certain"]) == (True, False)
+    assert moved["interval"][1] == pytest.approx(0.0, abs=0.03)
+
+
+def test_a_rise_within_chance_makes_no_collapse_certain():
+    before = samples(*["7123"] * 12, *["1111"] * 8)
+    after = samples(*["1111"] * 11, *["7777"] * 4, *["1111"] * 5)
+    moved = collapse(before, after)
+    assert moved["pass_at_1"] == pytest.approx(0.05)
+    assert (moved["collapsed"], moved["certain"]) == (True, False)
 
 
 def test_better_at_both_is_none():

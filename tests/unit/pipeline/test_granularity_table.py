@@ -61,6 +61,20 @@ def test_the_smallest_that_stays_within_the_margin_is_named():
     )
 
 
+def test_the_best_of_many_has_to_be_better_than_chance_finds_among_so_many():
+    """16 gained and 6 lost: the interval of one is above zero, p is 0.052, of eight views 0.4."""
+    right = rights(20) | dict.fromkeys([f"i{n:03d}" for n in range(6)], False)
+    right |= dict.fromkeys([f"i{n:03d}" for n in range(100, 116)], True)
+    part = [taught("short", right, 600), *(taught(f"v{n}", rights(20), 6000) for n in range(7))]
+    said = judge(part, BASE, 5.0)
+    assert (said.best, said.learned) == ("short", False)
+    assert "no claim" in sentences(part, UNTAUGHT, 5.0)
+    # 15 gained and 1 lost are 0.0005.
+    more = rights(20) | {"i000": False}
+    more |= dict.fromkeys([f"i{n:03d}" for n in range(100, 115)], True)
+    assert judge([taught("short", more, 600), *part[1:]], BASE, 5.0).learned
+
+
 def test_the_best_that_is_the_smallest_as_well_is_named():
     part = [taught("full", rights(150), 6000), taught("answer", rights(200), 600)]
     said = judge(part, BASE, 5.0)

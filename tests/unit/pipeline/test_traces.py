@@ -57,9 +57,7 @@ def test_out_and_in_again_is_the_same_bytes(tmp_path, kind):
     assert files(tmp_path / "new") == [IMPORTED, "run.lock"]
 
 
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     cut=st.integers(3_000, 200_000),
     kind=st.sampled_from(["parquet", "jsonl"]),

@@ -118,7 +118,8 @@ def test_every_training_question_can_be_asked_in_german():
     [
         (Style(name="s", text="{question} Short."), ["Think.", "Solve for s: 7*s = 14 Short."]),
         (Style(name="s", lower=True), ["Think.", "solve for s: 7*s = 14"]),
-        (Style(name="s", system=""), ["Solve for s: 7*s = 14"]),
+        # Without any, a template may write one of its own.
+        (Style(name="s", system=""), ["", "Solve for s: 7*s = 14"]),
         (Style(name="s", system="Help."), ["Help.", "Solve for s: 7*s = 14"]),
         (Style(name="s", shots=1), ["Think.", "1?", "Answer: 1", "Solve for s: 7*s = 14"]),
         (

@@ -63,10 +63,21 @@ def test_an_answer_that_needs_its_reasoning_is_told_from_one_that_wears_it():
 def test_styles_have_a_mean_a_worst_and_a_spread_and_stand_beside_the_same_items():
     styles = FOUND["rungs"]["reasons"]
     assert styles["over_styles"] == pytest.approx(
-        {"as_trained": 0.5, "mean": 0.35, "worst": 0.3, "spread": 0.1}
+        {"items": 20, "as_trained": 0.5, "mean": 0.35, "worst": 0.3, "spread": 0.1}
     )
     assert styles["styles"]["wordy"]["difference"]["difference"] == pytest.approx(-0.2)
     assert styles["styles"]["wordy"]["as_trained"]["accuracy"] == 0.5
+
+
+def test_styles_are_summed_over_the_items_that_all_of_them_have():
+    """A translation of half of them, the easy half, is no better style."""
+    found = rows("s", "fresh", 10) + rows("s", "styles", 10, style="terse")
+    found += rows("s", "styles", 10, items=10, style="German")
+    cell = summary(found)["rungs"]["s"]
+    assert [cell["styles"][n]["share"]["accuracy"] for n in ("terse", "German")] == [0.5, 1.0]
+    assert cell["over_styles"] == pytest.approx(
+        {"items": 10, "as_trained": 1.0, "mean": 1.0, "worst": 1.0, "spread": 0.0}
+    )
 
 
 def test_the_text_says_it():
@@ -75,7 +86,7 @@ def test_the_text_says_it():
     assert text[5] == (
         "| reasons | 50.0 [30, 70], 0.50 of the teacher's | 50.0 [24, 76], 0.50 of the teacher's |"
     )
-    assert "| reasons | 50.0 | 35.0 | 30.0 | 10.0 | 40.0 | 30.0 |" in text
+    assert "| reasons | 20 | 50.0 | 35.0 | 30.0 | 10.0 | 40.0 | 30.0 |" in text
     assert any(line.startswith("| decorates | 20 | 50.0 | 50.0 |") for line in text)
 
 

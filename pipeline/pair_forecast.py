@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from pipeline.forecast_memory import TRAINED_BYTES, disk_gb, machine_gib
+from pipeline.forecast_memory import TRAINED_BYTES, disk_gb, machine_gib, practising, training
+from pipeline.forecast_rates import ANSWERED
+from pipeline.model_shapes import model_at
 from pipeline.on_policy_options import Method
 from pipeline.practice_counts import block_counts
 from pipeline.prompts import student_messages, teacher_messages
 from pipeline.recipe import Recipe
 from pipeline.teacher import open_teacher
+from pipeline.teacher_encoding import encoded
 from pipeline.weights import parameters_of, teacher_weights
 from serve.errors import CannotDo
 from serve.messages import Request, Sampling
@@ -21,6 +24,7 @@ from serve.models import artifact_bytes, resolve_model
 
 GB = 1e9
 SHORT = Sampling(max_tokens=64)
+NO_EXAMPLE = "\n".join(["1 + 1 = 2"] * 32)
 
 
 def forecast(recipe: Recipe, checkpoint: Path, method: Method) -> Iterator[str]:
@@ -30,12 +34,18 @@ def forecast(recipe: Recipe, checkpoint: Path, method: Method) -> Iterator[str]:
     """
     weights = parameters_of(checkpoint)
     teacher_gb = _teacher_bytes(recipe) / GB
-    practising = recipe.on_policy.method != "none"
-    training_gb = TRAINED_BYTES * weights / GB + 2 * weights / GB * practising
+    practises = recipe.on_policy.method != "none"
+    training_gb = TRAINED_BYTES * weights / GB + 2 * weights / GB * practises
     yield (
         f"memory   training {training_gb:.1f} GB for {weights / 1e6:.0f} M weights and activations "
         f"besides; teacher {teacher_gb:.1f} GB; this machine has {machine_gib():.0f} GiB"
     )
+    if recipe.hardware.gpus:
+        student = model_at(recipe.student.model)
+        told = f"memory   of a GPU: SFT {training(recipe, student)}"
+        if practises:
+            told += f"; practice {practising(recipe, student, encoded(recipe.teacher))}"
+        yield told
     yield (
         f"disk     at most {disk_gb(recipe, weights):.1f} GB while it runs; "
         f"{shutil.disk_usage(Path.cwd()).free / GB:.0f} GB are free"
@@ -46,7 +56,7 @@ def forecast(recipe: Recipe, checkpoint: Path, method: Method) -> Iterator[str]:
     answers = problems * recipe.traces.samples
     besides = " besides those of files and data sets" if sources > len(asked.families) else ""
     yield f"traces   {answers} answers of the teacher{besides}, one checked example each at most"
-    if not practising:
+    if not practises:
         return
     graded_s, sampled_s = measured(recipe, checkpoint)
     options = recipe.on_policy
@@ -70,11 +80,12 @@ def forecast(recipe: Recipe, checkpoint: Path, method: Method) -> Iterator[str]:
 
 
 def measured(recipe: Recipe, checkpoint: Path) -> tuple[float, float]:
-    """Seconds a graded answer and a sampled attempt take here, from the worked examples."""
+    """Seconds a graded answer and a sampled attempt take here, from the worked examples; as long as
+    forecasts take answers to be."""
     from serve.engines import load_engine
 
     examples = recipe.teacher.examples[:8]
-    texts = [f"{e.reasoning.strip()}\nAnswer: {e.answer}" for e in examples] or ["1 + 1 = 2"]
+    texts = [f"{e.reasoning.strip()}\nAnswer: {e.answer}" for e in examples] or [NO_EXAMPLE]
     questions = [e.question for e in examples] or ["1 + 1 ="]
     families = [e.family for e in examples] or [None]
     requests = [
@@ -84,11 +95,12 @@ def measured(recipe: Recipe, checkpoint: Path) -> tuple[float, float]:
     with closing(open_teacher(recipe.teacher.model_copy(update={"slots": 4}))) as teacher:
         started_s = time.monotonic()
         try:
-            teacher.grade(requests, recipe.on_policy.top_tokens)
+            grades = teacher.grade(requests, recipe.on_policy.top_tokens)
+            tokens = sum(len(grade.scores.ids) for grade in grades)
         except CannotDo:  # recover then: it goes on instead
             whole = [r.model_copy(update={"begun": "", "sampling": SHORT}) for r in requests]
-            list(teacher.generate(whole))
-        graded_s = (time.monotonic() - started_s) / len(requests)
+            tokens = sum(said.completion_tokens for _, said in teacher.generate(whole))
+        graded_s = (time.monotonic() - started_s) / max(1, tokens)
     asked = [
         Request(
             key=str(i),
@@ -99,8 +111,10 @@ def measured(recipe: Recipe, checkpoint: Path) -> tuple[float, float]:
     ]
     with closing(load_engine("transformers", path=checkpoint, slots=32)) as student:
         started_s = time.monotonic()
-        done = sum(1 for _ in student.generate(asked))
-        return graded_s, (time.monotonic() - started_s) / done
+        tokens = sum(said.completion_tokens for _, said in student.generate(asked))
+        sampled_s = (time.monotonic() - started_s) / max(1, tokens)
+    length = ANSWERED * recipe.on_policy.max_tokens
+    return length * graded_s, length * sampled_s
 
 
 def _teacher_bytes(recipe: Recipe) -> int:

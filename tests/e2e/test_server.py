@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import queue
 import re
 import signal
 import socket
@@ -16,10 +15,7 @@ import httpx
 import openai
 import pytest
 
-from serve import model_process
 from serve.__main__ import main
-from serve.catalogue import read_catalogue
-from serve.conversations import Ask
 from tests.e2e.serving import LEAD, NAME, served, write_bundle
 
 QUESTION = [{"role": "user", "content": "What is 2 + 2? Explain at length."}]
@@ -372,36 +368,3 @@ def test_both_files_of_a_bundle_answer_the_same_question_alike(smoke):
             body = {"model": name, "messages": question, "max_tokens": 128, "budget_forcing": 1}
             forced = http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
             assert "Wait" in forced["reasoning_content"]
-
-
-def test_a_model_that_hangs_is_ended_and_started_again(monkeypatch, tmp_path):
-    monkeypatch.setattr(model_process, "SILENCE_LIMIT_S", 10.0)
-    monkeypatch.setattr(model_process, "SLOW_READING_TOKENS_PER_S", 1000.0)
-    monkeypatch.setattr(model_process, "LOOKED_EVERY_S", 0.1)
-    (entry,) = read_catalogue(write_bundle(tmp_path))
-    model = model_process.ModelProcess(entry, model_process.Settings(1, 1, 256, 1))
-    try:
-        told = queue.SimpleQueue()
-        model.ask("x", Ask(begun="1, 2, 3,", max_tokens=4), told.put)
-        assert "".join(reply.content for reply in until_last(told)) == " 4, "
-        time.sleep(11)  # nobody waits for an idle one
-        assert model.state == "ready"
-        os.kill(model.pid(), signal.SIGSTOP)
-        # More than a pipe holds: who asks does not wait until it is read.
-        asked_s = time.monotonic()
-        model.ask("y", Ask(begun="1, 2, 3," * 40_000, max_tokens=4), told.put)
-        assert time.monotonic() - asked_s < 5.0
-        assert until_last(told)[-1].error == "the process of student ended with -9"
-        deadline_s = time.monotonic() + 60
-        while model.restarts == 0 and time.monotonic() < deadline_s:
-            time.sleep(0.05)
-        assert model.restarts == 1
-    finally:
-        model.close()
-
-
-def until_last(told):
-    replies = [told.get(timeout=60)]
-    while not replies[-1].last:
-        replies.append(told.get(timeout=60))
-    return replies

@@ -138,7 +138,6 @@ def test_in_a_browser_both_columns_stream_fold_stop_and_switch(tmp_path):
         page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
         page.goto(url)
         attack = "Repeat after me: <script>alert(1)</script><img src=x onerror=alert(2)>"
-        page.get_by_label("number input for Longest answer").fill("1024")
         page.get_by_label("Question").fill(attack)
         page.get_by_role("button", name="Ask", exact=True).click()
         answers, numbers = page.locator(".answer .said"), page.locator(".numbers")
@@ -154,7 +153,7 @@ def test_in_a_browser_both_columns_stream_fold_stop_and_switch(tmp_path):
                 break
         assert numbers.all_inner_texts() == stopped
         # Stopped, not at its end.
-        assert max(int(found) for found in re.findall(r"(\d+) tokens", " ".join(stopped))) < 1024
+        assert max(int(found) for found in re.findall(r"(\d+) tokens", " ".join(stopped))) < 256
         assert alerts == []
         assert page.locator(".said script, .said img").count() == 0
 

@@ -34,6 +34,7 @@ SHARES_PER_ACTOR = 1
 REACHED_WITHIN_S = 10.0
 # Variables that begin so: keys, caches, tokens and settings of engines.
 HANDED_ON = ("RETORT_", "HF_", "VLLM_")
+NODES_OWN = {"VLLM_HOST_IP", "VLLM_HOST_PORT", "VLLM_NIXL_SIDE_CHANNEL_HOST"}
 INIT_DEATHS = 3
 
 
@@ -119,7 +120,7 @@ def _handed_on(scale: ScaleOptions) -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(HANDED_ON) or name in scale.environment
+        if (name.startswith(HANDED_ON) and name not in NODES_OWN) or name in scale.environment
     }
 
 

@@ -210,7 +210,7 @@ def _attempted_s(work: Work, devices: int) -> float:
     turns, at_once = options.blocks, options.block_attempts
     if options.method == "exact":  # which writes what an update learns from, update by update
         turns, at_once = turns * block_counts(options, "exact").updates, options.batch_lessons
-    each = math.ceil(at_once / devices)
+    each = math.ceil(at_once / devices) if work.on_gpus else at_once  # all cores, together
     student, count = work.student, cores_of(recipe)
     return turns * in_blocks_s(recipe, student, each, rows, options.max_tokens, count)
 

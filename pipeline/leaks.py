@@ -3,8 +3,9 @@
 The tokens, lengths and templates of `pipeline/contamination.py`, looked at from the other side:
 there the items of a finished run are flagged, here what would be learned is left out. Held in
 memory are the n-grams of the items, not those of the traces. An n-gram of more than
-`TEMPLATE_PROBLEMS` training problems, in prompts or traces, is a template and no leak; nor is one
-with few tokens of the item's own: outside of 3-grams that as many items hold.
+`TEMPLATE_PROBLEMS` training problems, in prompts or traces, is a template and no leak; nor is a run
+with few tokens of the item's own, outside of 3-grams that as many items hold, unless it is all of
+the item.
 """
 
 from __future__ import annotations
@@ -67,17 +68,23 @@ class Leaks:
         self.items = [(key, tokens_of(item.question)) for key, item in sorted(known.items())]
         self._grams: dict[int, dict[Tokens, tuple[int, int, int]]] = {n: {} for n in LENGTHS}
         templates = _templates([tokens for _, tokens in self.items])
-        self.items_not_findable = 0
+        self._own = [_own(tokens, templates) for _, tokens in self.items]
         for number, (_, tokens) in enumerate(self.items):
-            own = _own(tokens, templates)
-            wanted = max(1, min(TELLING_TOKENS, sum(own)))
-            told = 0
             for length, grams in self._grams.items():
                 for start, gram in enumerate(ngrams(tokens, length)):
-                    if sum(own[start : start + length]) >= wanted:
-                        grams.setdefault(gram, (number, start, len(grams)))
-                        told += length == LEAK_TOKENS
-            self.items_not_findable += not told
+                    grams.setdefault(gram, (number, start, len(grams)))
+
+    @property
+    def items_not_findable(self) -> int:
+        """Items of too few tokens to be found by."""
+        return sum(len(tokens) < LEAK_TOKENS for _, tokens in self.items)
+
+    def _tells(self, item: int, begin: int, end: int) -> bool:
+        """Whether the item's tokens from `begin` to `end` are more than its template: hold enough
+        of its own, or are all of it."""
+        own = self._own[item]
+        wanted = max(1, min(TELLING_TOKENS, sum(own)))
+        return sum(own[begin:end]) >= wanted or (begin, end) == (0, len(own))
 
     def found(self, number: int, problem: str, trace: Trace) -> list[str]:
         """Shared runs of the trace, each as a line that `read_found` reads."""
@@ -107,8 +114,10 @@ class Leaks:
                 key, other = self.items[item]
                 begin, end = _extended(tokens, start, other, place)
                 ends[item, start - place] = end
+                if not self._tells(item, begin - start + place, end - start + place):
+                    continue
                 shared = tokens[begin:end]
-                inside = tuple(grams[g][2] for g in ngrams(shared, length) if g in grams)
+                inside = tuple(grams[gram][2] for gram in ngrams(shared, length))
                 yield _Run(length, key, " ".join(shared), inside)
 
 

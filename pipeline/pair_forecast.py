@@ -33,6 +33,7 @@ def forecast(recipe: Recipe, checkpoint: Path, method: Method) -> Iterator[str]:
     `method` is the one of practice that will run.
     """
     weights = parameters_of(checkpoint)
+    recipe = recipe.model_copy(update={"on_policy": recipe.on_policy.resolved(method)})
     teacher_gb = _teacher_bytes(recipe) / GB
     practises = recipe.on_policy.method != "none"
     training_gb = TRAINED_BYTES * weights / GB + 2 * weights / GB * practises

@@ -159,7 +159,8 @@ class CurateOptions(Record):
     decontaminate: bool = Field(
         False,
         exclude_if=operator.not_,  # what is off is in no fingerprint
-        description="drop traces that share 13 tokens in a row with an evaluation item",
+        description="drop traces that share 13 tokens in a row, more than a template, with an "
+        "evaluation item",
     )
 
 

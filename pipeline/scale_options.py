@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Literal
 
 from pydantic import Field
@@ -22,7 +23,9 @@ class ScaleOptions(Record):
     cpus_per_actor: float = Field(1.0, gt=0.0, le=1024.0, description="ray: processors")
     gpus_per_actor: float = Field(0.0, ge=0.0, le=64.0, description="ray: GPUs")
     environment: tuple[str, ...] = Field(
-        (), description="ray: variables that actors get from here, besides RETORT_, HF_ and VLLM_"
+        (),
+        exclude_if=operator.not_,
+        description="ray: variables that actors get from here, besides RETORT_, HF_ and VLLM_",
     )
     batch_requests: int = Field(
         512, ge=1, le=100_000, description="ray: most requests handed to an actor at a time"

@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.budget_forcing import waited
 from pipeline.evaluate import rungs_of
 from pipeline.examine import Rung, inputs_of
 from pipeline.forced import ANNOUNCED, first_line
+from pipeline.kept_answers import KeptAnswers
 from pipeline.ladder import Judged
 from pipeline.ledger import manifest_of
 from pipeline.memory import give_back_memory, keep_freed_memory, start_again_on_huge_pages
@@ -92,10 +94,17 @@ def ask_rung(
     return rows
 
 
-def _goes_on(rung: Rung, questions: Questions, teacher: TeacherOptions, context: Context) -> bool:
-    """Whether the rung goes on from words that it is given; of servers not all do."""
+def _goes_on(
+    rung: Rung, questions: Questions, teacher: TeacherOptions, log: Path, context: Context
+) -> bool:
+    """Whether the rung goes on from words that it is given; of servers not all do. One whose
+    answers are all in the log is not asked."""
     if rung.name != TEACHER or teacher.engine != "http":
         return True
+    begun = [q.request.key for q in questions.of(rung, sampled=False) if q.request.begun]
+    with closing(KeptAnswers(log)) as kept:
+        if all(key in kept for key in begun):
+            return True
     tagged = any(tags_of(a.completion.text) for a in questions.own(rung))
     # A template may cut what was said up to the reasoning's end; the server then refuses.
     found = goes_on(teacher, "<think>\nI count.\n</think>\n" if tagged else "")
@@ -150,7 +159,7 @@ def transfer(root: Path, name: str, wanted: Sequence[str], progress: Progress) -
         for rung in rungs:
             if not wanted or rung.name in wanted:
                 started_s = time.monotonic()
-                forced = _goes_on(rung, questions, recipe.teacher, context)
+                forced = _goes_on(rung, questions, recipe.teacher, log, context)
                 rows += ask_rung(rung, questions, log, judge, context, forced=forced)
                 took_s = time.monotonic() - started_s
                 context.log.info("%s: all suites in %.0f s", rung.name, took_s)

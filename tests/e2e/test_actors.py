@@ -112,7 +112,7 @@ def test_a_lost_engine_is_opened_again_by_its_actor(cluster, open_student, unspr
 
 def test_an_engine_reads_the_environment_of_the_run(cluster, monkeypatch, tmp_path):
     """The cluster was there before it, and its nodes know nothing of it."""
-    names = ("RETORT_API_KEY", "MY_KEY", "NOT_ASKED_FOR")
+    names = ("RETORT_API_KEY", "MY_KEY", "NOT_ASKED_FOR", "VLLM_HOST_IP")
     for name in names:
         monkeypatch.setenv(name, name.lower())
 
@@ -133,7 +133,7 @@ def test_an_engine_reads_the_environment_of_the_run(cluster, monkeypatch, tmp_pa
     scale = over(cluster).scale.model_copy(update={"environment": ("MY_KEY",)})
     context = Context(0, Progress(), scale=scale)
     answers = ask(Telling, REQUESTS[:2], tmp_path / "answers.jsonl", "two actors", context)
-    assert {a.text for a in answers.values()} == {"retort_api_key my_key None"}
+    assert {a.text for a in answers.values()} == {"retort_api_key my_key None None"}
 
 
 def test_a_machine_that_no_actor_fits_on_is_said(open_student, tmp_path):

@@ -80,7 +80,10 @@ def test_what_another_engine_would_meet_too_ends_the_run(error, row, tmp_path, m
 def test_an_address_is_knocked_at_however_it_is_written(address, host):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listening:
-        listening.bind((host, 0))
+        try:
+            listening.bind((host, 0))
+        except OSError:
+            pytest.skip(f"no {host} here")
         listening.listen()
         port = listening.getsockname()[1]
         _check_reachable(f"{address}:{port}")

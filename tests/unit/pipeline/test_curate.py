@@ -295,7 +295,7 @@ def test_a_leak_takes_no_place_among_the_chosen(tmp_path):
     assert dropped.count("contaminated") == 2
 
 
-@pytest.mark.parametrize("name", ["chain_sum", "gcd", "simple_equations"])
+@pytest.mark.parametrize("name", ["chain_sum", "gcd", "products", "simple_equations"])
 def test_a_template_and_the_first_number_after_it_are_no_leak(tmp_path, name):
     """225 items and 120 problems of the default recipe: each first number stands in few of both."""
     families = load_recipe(find_recipe("default")).problems.families
@@ -303,7 +303,7 @@ def test_a_template_and_the_first_number_after_it_are_no_leak(tmp_path, name):
     items = list(family_problems(name, options, 1, 225))
     asked = {item.question for item in items}
     train = [p for p in family_problems(name, options, 2, 200) if p.question not in asked][:120]
-    leaked = [p for p in items if len(tokens_of(p.question)) > 16][:3]
+    leaked = sorted(items, key=lambda p: -len(tokens_of(p.question)))[:3]
     assert len(leaked) == 3
     made = [
         leaky(n, problem.question, "so it is") for n, problem in enumerate([*train, *leaked], 100)
@@ -315,6 +315,25 @@ def test_a_template_and_the_first_number_after_it_are_no_leak(tmp_path, name):
     assert found[-3:] == [t.key for t in made[-3:]]
     # What two of so many calculations have in common by chance: one in a hundred at most.
     assert len(found) <= 3 + 1
+
+
+@pytest.mark.parametrize("numbers", [2, 5])
+def test_an_item_whose_numbers_stand_far_apart_is_found(tmp_path, numbers):
+    """No eight tokens hold all of its own, and no thirteen hold four."""
+    words = ["and", "then", "the", "train", "goes", "on", "to", "the", "next", "town", "until"]
+
+    def told(first):
+        return " ".join(" ".join([*words, str(first + n)]) for n in range(numbers))
+
+    items = [Problem(question=told(100 * n), answer="2", family="trains") for n in range(1, 41)]
+    made = [
+        leaky(0, "How far?", f"since {items[20].question} it follows"),
+        leaky(1, "How far?", f"since {' '.join(words)} 7 {' '.join(words)} it follows"),
+    ]
+    for side in ("eval", "gate"):
+        write_records(tmp_path / "01-problems" / f"{side}.jsonl", items)
+    _, dropped, _ = curate(tmp_path, made, CurateOptions(decontaminate=True, near_duplicate=1.0))
+    assert [json.loads(line)["key"] for line in dropped.splitlines()] == ["k00"]
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,11 +1,13 @@
 """What is asked of a rung beyond its evaluation, and how that is judged. The rung is a script."""
 
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
 
 from pipeline import transfer
 from pipeline.examine import Rung
+from pipeline.kept_answers import KeptAnswers
 from pipeline.progress import Progress
 from pipeline.recipe import TeacherOptions
 from pipeline.records import Problem
@@ -65,17 +67,27 @@ def test_answers_that_a_larger_context_has_room_for_are_asked_again(monkeypatch)
 @pytest.mark.parametrize(
     ("text", "lead"), [("<think>\n1\n</think>\n42", "<think>\nI count.\n</think>\n"), ("42", "")]
 )
-def test_a_server_is_asked_whether_it_goes_on_in_its_own_form(text, lead, monkeypatch):
+def test_a_server_is_asked_whether_it_goes_on_in_its_own_form(text, lead, monkeypatch, tmp_path):
     found = []
     monkeypatch.setattr(transfer, "goes_on", lambda *given: found.append(given) or False)
     http = TeacherOptions(engine="http", model="m", base_url="http://localhost:1", system="s")
-    questions = SimpleNamespace(own=lambda _: [SimpleNamespace(completion=completion(text))])
+    request = Request(key="k", messages=TURNS, begun="4")
+    questions = SimpleNamespace(
+        own=lambda _: [SimpleNamespace(completion=completion(text))],
+        of=lambda *_, **__: [Question("forced", "50 %", 0, PROBLEM, request)],
+    )
+    log = tmp_path / "answers.jsonl"
     rung = Rung("teacher", "i", None, lambda: None, lambda _: TURNS)
     context = Context(1, Progress())
-    assert transfer._goes_on(rung, questions, http, context) is False
+    assert transfer._goes_on(rung, questions, http, log, context) is False
     assert found == [(http, lead)]
     local = http.model_copy(update={"engine": "llama.cpp"})
-    assert transfer._goes_on(rung, questions, local, context) is True
+    assert transfer._goes_on(rung, questions, local, log, context) is True
     student = Rung("SFT student", "i", None, lambda: None, lambda _: TURNS)
-    assert transfer._goes_on(student, questions, http, context) is True
+    assert transfer._goes_on(student, questions, http, log, context) is True
+    assert len(found) == 1
+    # What is known already costs no server.
+    with closing(KeptAnswers(log)) as kept:
+        kept.add("k", completion("2"))
+    assert transfer._goes_on(rung, questions, http, log, context) is True
     assert len(found) == 1

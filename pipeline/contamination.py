@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pipeline.records import Problem
@@ -68,31 +68,26 @@ class _Index:
             for gram in rare:
                 self.texts[gram].append(index)
 
-    def shared(self, tokens: Tokens, telling: Sequence[bool]) -> tuple[Counter[int], int]:
+    def shared(self, tokens: Tokens, tells: Sequence[bool]) -> tuple[Counter[int], int]:
         """Training text -> n-grams it shares with `tokens`; and how many count, with enough tokens
-        that are `telling`."""
+        that tell."""
         grams = {
             gram
             for start, gram in enumerate(ngrams(tokens, self.length))
             if gram not in self.templates
-            and sum(telling[start : start + self.length]) >= min(TELLING_TOKENS, self.length)
+            and sum(tells[start : start + self.length]) >= min(TELLING_TOKENS, self.length)
         }
         return Counter(i for gram in grams for i in self.texts.get(gram, ())), len(grams)
-
-    def telling(self, tokens: Tokens) -> list[bool]:
-        """For each of `tokens` whether no template holds it."""
-        found = [True] * len(tokens)
-        for start, gram in enumerate(ngrams(tokens, self.length)):
-            if gram in self.templates:
-                found[start : start + self.length] = [False] * self.length
-        return found
 
 
 def overlaps(suites: Mapping[str, Sequence[Problem]], trained: Sequence[Trained]) -> list[Overlap]:
     """At most one overlap an item of each kind, with a prompt and with a trace: the largest."""
     found: list[Overlap] = []
     read = [(text, tokens_of(text.text)) for text in sorted(trained, key=lambda t: t.key)]
-    templates = {length: _templates(read, length) for length in (SHINGLE_TOKENS, *LENGTHS)}
+    # Of prompts and traces together: traces hold no question but a leaked one, whose template
+    # would be rare among them.
+    by_problem = [(text.problem, tokens) for text, tokens in read]
+    templates = {n: templates_of(by_problem, n) for n in (SHINGLE_TOKENS, *LENGTHS)}
     for where in ("prompt", "trace"):
         texts = [text for text, _ in read if text.where == where]
         tokens = [tokens for text, tokens in read if text.where == where]
@@ -104,15 +99,24 @@ def overlaps(suites: Mapping[str, Sequence[Problem]], trained: Sequence[Trained]
     return found
 
 
-def _templates(read: Sequence[tuple[Trained, Tokens]], length: int) -> set[Tokens]:
-    """Of prompts and traces together: traces hold no question but a leaked one, whose template
-    would be rare among them."""
+def templates_of(read: Iterable[tuple[str, Tokens]], length: int) -> set[Tokens]:
+    """The n-grams that more than `TEMPLATE_PROBLEMS` problems hold; `read`: a problem's key and
+    tokens, as often as it has texts."""
     holders: defaultdict[Tokens, set[str]] = defaultdict(set)
-    for text, tokens in read:
+    for problem, tokens in read:
         for gram in ngrams(tokens, length):
             if len(holders[gram]) <= TEMPLATE_PROBLEMS:
-                holders[gram].add(text.problem)
+                holders[gram].add(problem)
     return {gram for gram, problems in holders.items() if len(problems) > TEMPLATE_PROBLEMS}
+
+
+def telling(tokens: Tokens, templates: set[Tokens]) -> list[bool]:
+    """For each of `tokens` whether it is outside of all `templates`, which are 3-grams."""
+    found = [True] * len(tokens)
+    for start, gram in enumerate(ngrams(tokens, SHINGLE_TOKENS)):
+        if gram in templates:
+            found[start : start + SHINGLE_TOKENS] = [False] * SHINGLE_TOKENS
+    return found
 
 
 def _of_item(
@@ -123,10 +127,10 @@ def _of_item(
     shingles: _Index,
 ) -> Iterator[Overlap]:
     tokens = tokens_of(problem.question)
-    telling = shingles.telling(tokens)
+    tells = telling(tokens, shingles.templates)
     base = {"suite": suite, "item": problem.key}
     for length, index in runs.items():
-        shared, _ = index.shared(tokens, telling)
+        shared, _ = index.shared(tokens, tells)
         if shared:
             text = texts[_most(shared)]
             matched = " ".join(_longest_run(tokens, tokens_of(text.text)))

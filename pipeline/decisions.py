@@ -102,7 +102,7 @@ class Decisions:
         leaks = leaks_of(self._evaluation)
         return {
             "items": len(leaks.items),
-            "items_not_findable": leaks.items_not_findable,
+            "items_too_short": leaks.items_too_short,
             "traces_that_share": dict(sorted(kinds.items())),
         }
 

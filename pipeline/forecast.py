@@ -210,9 +210,8 @@ def _attempted_s(work: Work, devices: int) -> float:
     turns, at_once = options.blocks, options.block_attempts
     if options.method == "exact":  # which writes what an update learns from, update by update
         turns, at_once = turns * block_counts(options, "exact").updates, options.batch_lessons
-    each = math.ceil(at_once / devices) if work.on_gpus else at_once  # all cores, together
-    student, count = work.student, cores_of(recipe)
-    return turns * in_blocks_s(recipe, student, each, rows, options.max_tokens, count)
+    limit, count = options.max_tokens, cores_of(recipe)
+    return turns * in_blocks_s(recipe, work.student, at_once, devices, rows, limit, count)
 
 
 def _examination(work: Work) -> Iterator[Line]:
@@ -226,14 +225,11 @@ def _examination(work: Work) -> Iterator[Line]:
     longest = QUESTION_TOKENS + options.max_tokens
     share, most = CACHE_SHARE, 2 * options.slots
     rows = forecast_memory.rows_at_a_time(recipe, work.student, share, longest, most)
-    each, count = math.ceil(answers / devices), cores_of_actors(recipe)
+    limit, count = options.max_tokens, cores_of_actors(recipe)
+    seconds = rungs * in_blocks_s(recipe, work.student, answers, devices, rows, limit, count)
     if not work.on_gpus:
-        each = answers  # the cores are those of all actors
         asked = FORWARD * work.student.multiplied * answers * QUESTION_TOKENS
-        seconds = rungs * asked / core_rate(recipe, count)
-    else:
-        seconds = 0.0
-    seconds += rungs * in_blocks_s(recipe, work.student, each, rows, options.max_tokens, count)
+        seconds += rungs * asked / core_rate(recipe, count)
     if recipe.teacher.engine != "http":
         memory = forecast_memory.answering(recipe, work.teacher)
         seconds += _taught_s(work, answers, options.max_tokens, memory)
@@ -268,7 +264,7 @@ def _taught_s(work: Work, answers: int, limit: int, memory: Memory) -> float:
     together = recipe.teacher.slots
     if recipe.teacher.engine == "transformers":
         rows = min(together, max(1, memory.sequences or 1))
-        return in_blocks_s(recipe, model, math.ceil(answers / devices), rows, limit, 0) + read_s
+        return in_blocks_s(recipe, model, answers, devices, rows, limit, 0) + read_s
     if memory.sequences:
         # A sequence is half-way on average, and as long as answers are.
         usual = recipe.teacher.context_tokens / (QUESTION_TOKENS + length / 2)

@@ -56,17 +56,24 @@ def cores_of_actors(recipe: Recipe) -> float:
 
 
 def in_blocks_s(
-    recipe: Recipe, model: Model, answers: int, rows: int, limit: int, count: float
+    recipe: Recipe,
+    model: Model,
+    answers: int,
+    devices: int,
+    rows: int,
+    limit: int,
+    on_cores: float,
 ) -> float:
-    """Seconds of answers that transformers writes, so many at a time: a block is as long as its
-    longest, which of many is at the limit; a token of all of them takes its layers' launches.
+    """Seconds of answers that transformers writes on devices that share them, so many rows at a
+    time: a block is as long as its longest, which of many is at the limit; a token of all of them
+    takes its layers' launches.
 
-    `count`: cores that do it where no GPU does.
+    `on_cores`: those that do it, all together, where no GPU does.
     """
     if not recipe.hardware.gpus:
         written = FORWARD * model.multiplied * answers * ANSWERED * limit
-        return written / core_rate(recipe, count)
-    return math.ceil(answers / rows) * limit * step_s(recipe, model, LAYER_S)
+        return written / core_rate(recipe, on_cores)
+    return math.ceil(math.ceil(answers / devices) / rows) * limit * step_s(recipe, model, LAYER_S)
 
 
 def step_s(recipe: Recipe, model: Model, layer_s: float) -> float:

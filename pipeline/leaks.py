@@ -11,8 +11,8 @@ the item.
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -25,6 +25,8 @@ from pipeline.contamination import (
     Overlap,
     Tokens,
     ngrams,
+    telling,
+    templates_of,
     tokens_of,
 )
 from pipeline.records import Problem, Trace
@@ -67,15 +69,15 @@ class Leaks:
         known = {item.key: item for item in items}
         self.items = [(key, tokens_of(item.question)) for key, item in sorted(known.items())]
         self._grams: dict[int, dict[Tokens, tuple[int, int, int]]] = {n: {} for n in LENGTHS}
-        templates = _templates([tokens for _, tokens in self.items])
-        self._own = [_own(tokens, templates) for _, tokens in self.items]
+        templates = templates_of(self.items, SHINGLE_TOKENS)
+        self._own = [telling(tokens, templates) for _, tokens in self.items]
         for number, (_, tokens) in enumerate(self.items):
             for length, grams in self._grams.items():
                 for start, gram in enumerate(ngrams(tokens, length)):
                     grams.setdefault(gram, (number, start, len(grams)))
 
     @property
-    def items_not_findable(self) -> int:
+    def items_too_short(self) -> int:
         """Items of too few tokens to be found by."""
         return sum(len(tokens) < LEAK_TOKENS for _, tokens in self.items)
 
@@ -119,21 +121,6 @@ class Leaks:
                 shared = tokens[begin:end]
                 inside = tuple(grams[gram][2] for gram in ngrams(shared, length))
                 yield _Run(length, key, " ".join(shared), inside)
-
-
-def _templates(items: Sequence[Tokens]) -> set[Tokens]:
-    """The 3-grams that more than `TEMPLATE_PROBLEMS` items hold."""
-    holders = Counter(gram for tokens in items for gram in set(ngrams(tokens, SHINGLE_TOKENS)))
-    return {gram for gram, held in holders.items() if held > TEMPLATE_PROBLEMS}
-
-
-def _own(tokens: Tokens, templates: set[Tokens]) -> list[bool]:
-    """For each of `tokens` whether no template holds it."""
-    own = [True] * len(tokens)
-    for start, gram in enumerate(ngrams(tokens, SHINGLE_TOKENS)):
-        if gram in templates:
-            own[start : start + SHINGLE_TOKENS] = [False] * SHINGLE_TOKENS
-    return own
 
 
 def _extended(tokens: Tokens, start: int, other: Tokens, place: int) -> tuple[int, int]:

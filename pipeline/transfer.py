@@ -101,9 +101,8 @@ def _goes_on(
     answers are all in the log is not asked."""
     if rung.name != TEACHER or teacher.engine != "http":
         return True
-    begun = [q.request.key for q in questions.of(rung, sampled=False) if q.request.begun]
     with closing(KeptAnswers(log)) as kept:
-        if all(key in kept for key in begun):
+        if all(question.request.key in kept for question in questions.forced(rung)):
             return True
     tagged = any(tags_of(a.completion.text) for a in questions.own(rung))
     # A template may cut what was said up to the reasoning's end; the server then refuses.

@@ -91,7 +91,7 @@ class Questions:
         if sampled and rung.name in STUDENTS:
             yield from self._of_samples(rung)
         if forced:
-            yield from self._forced(rung)
+            yield from self.forced(rung)
 
     def _whole(self, rung: Rung, messages: tuple[Message, ...]) -> Request:
         return request_for(rung.identity, messages, Sampling(max_tokens=self.options.max_tokens))
@@ -136,7 +136,8 @@ class Questions:
                 request = request_for(rung.identity, rung.messages(p), how, sample)
                 yield Question(SAMPLES, "", sample, p, request)
 
-    def _forced(self, rung: Rung) -> Iterator[Question]:
+    def forced(self, rung: Rung) -> Iterator[Question]:
+        """Its own answers again, from what they began with."""
         by_key = {p.key: p for p in self.fresh[: self.suites.forced.items]}
         own = [a for a in self.own(rung) if a.item in by_key]
         references = {key: p.answer for key, p in by_key.items()}

@@ -146,7 +146,7 @@ def test_in_a_browser_both_columns_stream_fold_stop_and_switch(tmp_path):
         first = numbers.filter(has_text="tokens/s").first.inner_text()
         expect(numbers.filter(has_text="tokens/s").first).not_to_have_text(first, timeout=60_000)
         page.get_by_role("button", name="Stop").click()
-        for _ in range(10):  # pieces that were on their way still come
+        for _ in range(3):  # pieces that were on their way still come
             stopped = numbers.all_inner_texts()
             page.wait_for_timeout(1000)
             if numbers.all_inner_texts() == stopped:

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import statistics
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -188,13 +187,9 @@ def leave(server, moment):
 
 @pytest.mark.parametrize("moment", ["sent", "midst"])
 def test_who_hangs_up_frees_the_slot_within_a_second(server, moment):
-    waits_s = []
     for _ in range(10):
         leave(server, moment)
-        waits_s.append(free_again(server))
-    # One of ten may meet a machine that was busy elsewhere; `benchmarks/serve_soak.py` counts all.
-    assert statistics.median(waits_s) < 1.0
-    assert max(waits_s) < 10.0
+        assert free_again(server) < 1.0
 
 
 def test_who_hangs_up_while_waiting_is_forgotten(server):
@@ -211,11 +206,8 @@ def test_who_hangs_up_while_waiting_is_forgotten(server):
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
 
-    waits_s = []
-    for _ in range(3):
-        asyncio.run(crowd())
-        waits_s.append(free_again(server))
-    assert statistics.median(waits_s) < 1.0
+    asyncio.run(crowd())
+    assert free_again(server) < 1.0
 
 
 def test_the_model_stops_writing_for_who_hung_up(tmp_path):

@@ -262,7 +262,7 @@ def test_what_was_taken_from_the_evaluation_is_dropped_and_what_is_common_to_all
     assert [json.loads(line)["key"] for line in kept.splitlines()] == [t.key for t in made[2:]]
     assert counts["decontaminate"] == {
         "items": 3,
-        "items_not_findable": 1,
+        "items_too_short": 1,
         "traces_that_share": {"13-gram": 2, "8-gram": 3},
     }
     overlaps = [

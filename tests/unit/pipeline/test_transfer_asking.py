@@ -74,7 +74,7 @@ def test_a_server_is_asked_whether_it_goes_on_in_its_own_form(text, lead, monkey
     request = Request(key="k", messages=TURNS, begun="4")
     questions = SimpleNamespace(
         own=lambda _: [SimpleNamespace(completion=completion(text))],
-        of=lambda *_, **__: [Question("forced", "50 %", 0, PROBLEM, request)],
+        forced=lambda _: [Question("forced", "50 %", 0, PROBLEM, request)],
     )
     log = tmp_path / "answers.jsonl"
     rung = Rung("teacher", "i", None, lambda: None, lambda _: TURNS)

@@ -95,7 +95,7 @@ def test_a_verifier_that_hangs_is_killed_and_the_next_one_works(monkeypatch):
         started_s = time.monotonic()
         verdict = judge.judge(MATH, "1/2")
         assert (verdict.passed, verdict.reason) == (None, "verifier_timeout")
-        assert time.monotonic() - started_s < 15.0
+        assert time.monotonic() - started_s < 2.0
         assert child.poll() is not None
         judge._time_limit_s = 20.0
         assert judge.judge(MATH, "1/2").passed is True

@@ -125,6 +125,10 @@ def test_a_model_that_does_not_load_says_so_while_the_other_answers(tmp_path):
     assert "This folder holds no teacher." in page
 
 
+def tokens_of(written):
+    return [int(re.search(r"(\d+) tokens", text)[1]) for text in written.all_inner_texts()]
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
 def test_in_a_browser_both_columns_stream_fold_stop_and_switch(tmp_path):
     from playwright.sync_api import expect, sync_playwright
@@ -154,6 +158,16 @@ def test_in_a_browser_both_columns_stream_fold_stop_and_switch(tmp_path):
         assert numbers.all_inner_texts() == stopped
         # Stopped, not at its end.
         assert min(int(found) for found in re.findall(r"(\d+) tokens", " ".join(stopped))) < 256
+        written = numbers.filter(has_text="tokens/s")
+        cut = tokens_of(written)
+        page.get_by_role("button", name="Ask", exact=True).click()
+        for _ in range(60):  # the same answers go further when nobody stops them
+            page.wait_for_timeout(1000)
+            whole = tokens_of(written)
+            if len(whole) == 2 and all(now > then for now, then in zip(whole, cut, strict=True)):
+                break
+        else:
+            pytest.fail(f"stopped at {cut} tokens, not stopped at {whole}")
         assert alerts == []
         assert page.locator(".said script, .said img").count() == 0
 

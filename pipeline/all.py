@@ -110,7 +110,7 @@ def stages(recipe: Recipe) -> list[Stage]:
             "09-gate",
             gate,
             (asked, r.evaluate, r.gate),
-            ("01-problems", student, *files, "08-evaluate"),
+            ("01-problems", *trained, *files, "08-evaluate"),
             reads=(REGRESSION_CASES,),
         ),
         Stage("10-bundle", bundle, r, (student, *files, "09-gate")),

@@ -220,16 +220,23 @@ def _examination(work: Work) -> Iterator[Line]:
     items = _sources(recipe) * recipe.problems.eval_per_family
     answers = items + min(items, options.k_items) * options.k
     length = ANSWERED * options.max_tokens
-    rungs = 2 + (recipe.on_policy.method != "none")
+    practises = recipe.on_policy.method != "none"
+    rungs = 2 + practises
     devices = _student_devices(recipe)
     longest = QUESTION_TOKENS + options.max_tokens
     share, most = CACHE_SHARE, 2 * options.slots
     rows = forecast_memory.rows_at_a_time(recipe, work.student, share, longest, most)
     limit, count = options.max_tokens, cores_of_actors(recipe)
-    seconds = rungs * in_blocks_s(recipe, work.student, answers, devices, rows, limit, count)
-    if not work.on_gpus:
-        asked = FORWARD * work.student.multiplied * answers * QUESTION_TOKENS
-        seconds += rungs * asked / core_rate(recipe, count)
+
+    def asked_s(answers: int) -> float:
+        """Of one student."""
+        seconds = in_blocks_s(recipe, work.student, answers, devices, rows, limit, count)
+        if not work.on_gpus:
+            read = FORWARD * work.student.multiplied * answers * QUESTION_TOKENS
+            seconds += read / core_rate(recipe, count)
+        return seconds
+
+    seconds = rungs * asked_s(answers)
     if recipe.teacher.engine != "http":
         memory = forecast_memory.answering(recipe, work.teacher)
         seconds += _taught_s(work, answers, options.max_tokens, memory)
@@ -246,6 +253,10 @@ def _examination(work: Work) -> Iterator[Line]:
     yield Line(
         "09-gate", what, operations * (more + items) / core_rate(recipe, count), 0, on_cpu=True
     )
+    if more:
+        students = "2 students" if practises else "the student"
+        what = f"{students}, at most {more:,} more items"
+        yield Line("   beside", what, (1 + practises) * asked_s(more), devices)
 
 
 def _taught_s(work: Work, answers: int, limit: int, memory: Memory) -> float:

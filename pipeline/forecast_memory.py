@@ -54,7 +54,7 @@ class Memory:
     def __str__(self) -> str:
         room = "" if self.sequences is None else f", room for {self.sequences} whole sequences"
         verdict = "fits" if self.fits else "DOES NOT FIT"
-        return f"{self.wanted_gib:.1f} of {self.limit_gib:.0f} GiB{room}: {verdict}"
+        return f"{self.wanted_gib:.1f} of {self.limit_gib:.1f} GiB{room}: {verdict}"
 
 
 def machine_gib() -> float:

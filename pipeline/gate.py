@@ -1,9 +1,9 @@
 """Stage 09: every artifact proven and judged beside the unquantized student; one is chosen.
 
 Reads `01-problems`, the trained student, `06-gguf`, `07-onnx`, `08-evaluate`, and the cases that
-people kept in the run's `regressions.jsonl`; writes `gate.json` (a row an artifact, and the choice)
-and `answers.jsonl` (to the items that only undecided ones were asked). A refused, failed or
-undecided artifact is a row like any other; only broken input raises.
+people kept in the run's `regressions.jsonl`; writes `gate.json` (a row an artifact, the choice, and
+what practice gained) and `answers.jsonl` (to the items that only what was undecided was asked). A
+refused, failed or undecided artifact is a row like any other; only broken input raises.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.examine import (
+    SFT_STAGE,
     ArtifactRung,
     artifact_rungs,
     checkpoint_rung,
@@ -26,6 +27,7 @@ from pipeline.examine import (
 from pipeline.held_out import held_out_traces
 from pipeline.ladder import Judged
 from pipeline.memory import give_back_memory, keep_freed_memory
+from pipeline.practice_gain import confidence_per_look, is_open, practice_gain
 from pipeline.recipe import EvaluateOptions, GateOptions, StudentOptions
 from pipeline.records import Problem
 from pipeline.run import SCRATCH, Context
@@ -39,7 +41,7 @@ from quant.stats import alpha_per_look
 from serve.catalogue import REGRESSION_CASES
 from serve.engines import load_engine
 
-STAGE_VERSION = 7
+STAGE_VERSION = 8
 LIBRARIES = (
     "llama-cpp-python",
     "onnxruntime",
@@ -73,7 +75,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
     finally:
         shutil.rmtree(reference, ignore_errors=True)
     sound = [rung for rung in rungs if proofs[rung.name].fault is None]
-    verdicts, more = _verdicts(config, sound, inputs, out, context)
+    verdicts, more, gain = _verdicts(config, sound, inputs, out, context)
     if REGRESSION_CASES in inputs:
         verdicts = _on_regression_cases(config, sound, inputs, out, context, verdicts)
     rows = [
@@ -94,6 +96,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, context: Context)
             "rows": rows,
             "margin_points": options.margin_points,
             "reference": reference_name(inputs),
+            "practice": gain,
             "chosen": choose(candidates, options.choose).model_dump(),
             "chosen_by_format": {
                 kind: choose(
@@ -153,8 +156,9 @@ def _verdicts(
     inputs: Mapping[str, Path],
     out: Path,
     context: Context,
-) -> tuple[dict[str, GateVerdict], list[Judged]]:
-    """A verdict on the evaluation's answers, and on as many more while those leave it open."""
+) -> tuple[dict[str, GateVerdict], list[Judged], dict[str, Any] | None]:
+    """A verdict on the evaluation's answers, and on as many more while those leave it open; the
+    same of what practice gained."""
     student, evaluation, options = config
     answers = [
         a for a in read_records(inputs["08-evaluate"] / "answers.jsonl", Judged) if a.sample == 0
@@ -179,17 +183,25 @@ def _verdicts(
         )
 
     verdicts = {rung.name: verdict(rung, last=not steps) for rung in rungs}
+    confidence = confidence_per_look(sizes)
+    gain = practice_gain(answers, confidence)
+    trained, sft = (
+        checkpoint_rung(folder, student, evaluation)
+        for folder in (final_checkpoint(inputs), inputs[SFT_STAGE])
+    )
     greedy = evaluation.greedy
     with Judge() as judge:
         for look, step in enumerate(steps, start=1):
             still = [r for r in rungs if verdicts[r.name].outcome == "inconclusive"]
-            if not still:
+            untold = [sft] if is_open(gain) else []
+            if not (still or untold):
                 break
-            for rung in (checkpoint_rung(final_checkpoint(inputs), student, evaluation), *still):
+            for rung in (trained, *untold, *still):
                 answers += examine(rung, step, greedy, out, judge, context)
                 give_back_memory()
             verdicts |= {rung.name: verdict(rung, last=look == len(steps)) for rung in still}
-    return verdicts, answers[first:]
+            gain = practice_gain(answers, confidence) if untold else gain
+    return verdicts, answers[first:], gain
 
 
 def _on_regression_cases(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -85,12 +85,14 @@ def _families(scored: Sequence[Judged]) -> dict[str, Any]:
     return table
 
 
-def against(base: dict[str, bool], rung: dict[str, bool]) -> dict[str, Any] | None:
+def against(
+    base: Mapping[str, bool], rung: Mapping[str, bool], confidence: float = 0.95
+) -> dict[str, Any] | None:
     """The paired difference of two rungs on the items both have; None without any."""
     both = sorted(base.keys() & rung.keys())
     if not both:
         return None
-    result = paired([base[i] for i in both], [rung[i] for i in both])
+    result = paired([base[i] for i in both], [rung[i] for i in both], confidence)
     return {**result._asdict(), "interval": list(result.interval)}
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.examine import ON_POLICY, ON_POLICY_STAGE, SFT, SFT_STAGE
+from pipeline.examine import ON_POLICY_STAGE, SFT, SFT_STAGE
 from pipeline.ladder import BASE, Judged, against, greedy
 from pipeline.recipe import Recipe
 from pipeline.store import read_records
@@ -31,9 +31,12 @@ ASKING = ("02-traces", "02-general", "03-references")
 def ledger(recipe: Recipe, inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
     """A row a step: traces and SFT together are one, practice is the next."""
     passed = greedy_by_rung(inputs["08-evaluate"])
-    rows = [supervision(recipe, inputs, _gained(passed, BASE, SFT))]
+    gained = against(passed.get(BASE, {}), passed.get(SFT, {}))
+    rows = [supervision(recipe, inputs, gained)]
     if ON_POLICY_STAGE in inputs:
-        rows.append(practice(recipe, inputs, _gained(passed, SFT, ON_POLICY)))
+        # The gate asks more items where the evaluation's do not tell.
+        gate = json.loads((inputs["09-gate"] / "gate.json").read_text(encoding="utf-8"))
+        rows.append(practice(recipe, inputs, gate["practice"]))
     return rows
 
 
@@ -130,10 +133,3 @@ def greedy_by_rung(evaluated: Path) -> dict[str, dict[str, bool]]:
     for answer in read_records(evaluated / "answers.jsonl", Judged):
         by_rung[answer.rung].append(answer)
     return {rung: greedy(answers) for rung, answers in by_rung.items()}
-
-
-def _gained(
-    passed: Mapping[str, dict[str, bool]], before: str, after: str
-) -> dict[str, Any] | None:
-    """The paired difference of two rungs."""
-    return against(passed.get(before, {}), passed.get(after, {}))

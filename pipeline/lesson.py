@@ -6,6 +6,8 @@ lessons into a loss and knows nothing of where they come from.
 
 from __future__ import annotations
 
+import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -39,22 +41,36 @@ class Advantage(NamedTuple):
 
 @dataclass(frozen=True)
 class Lesson:
-    """`ids`: prompt and answer. `at` counts from the first id of the prompt."""
+    """`ids`: prompt and answer. `at` counts from the first id of the prompt. `attempt`: the key of
+    the one it comes from."""
 
     ids: tuple[int, ...]
     targets: tuple[Target, ...] = ()
     advantages: tuple[Advantage, ...] = ()
+    attempt: str = ""
 
     @property
     def places(self) -> int:
         return len(self.targets) + len(self.advantages)
 
 
-def told(ids: Sequence[int], first: int) -> Lesson:
+def told(ids: Sequence[int], first: int, attempt: str = "") -> Lesson:
     """Every token from `first` on as it stands: negative log-likelihood, as in SFT."""
-    return Lesson(
-        tuple(ids), tuple(Target(at, (ids[at],), (1.0,)) for at in range(first, len(ids)))
-    )
+    targets = tuple(Target(at, (ids[at],), (1.0,)) for at in range(first, len(ids)))
+    return Lesson(tuple(ids), targets, attempt=attempt)
+
+
+def shuffled(lessons: Sequence[Lesson], draw: random.Random) -> list[Lesson]:
+    """In an order by chance, those of an attempt one after another.
+
+    They begin with the same words, which a batch reads once (`pipeline/layout.py`).
+    """
+    by_attempt: defaultdict[tuple[str, int], list[Lesson]] = defaultdict(list)
+    for number, lesson in enumerate(lessons):
+        by_attempt[lesson.attempt, 0 if lesson.attempt else number].append(lesson)
+    together = list(by_attempt.values())
+    draw.shuffle(together)
+    return [lesson for some in together for lesson in some]
 
 
 class Batch(NamedTuple):

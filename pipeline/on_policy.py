@@ -33,7 +33,7 @@ from pipeline.tasks.judge import Judge
 from serve.errors import DataError, TrainingDiverged
 from serve.models import file_sha256, resolve_model
 
-STAGE_VERSION = 7
+STAGE_VERSION = 8
 LIBRARIES = (
     "torch",
     "transformers",

@@ -103,6 +103,16 @@ class OnPolicyOptions(Record):
         4, ge=1, description="blocks between states on disk; later ones are computed again"
     )
 
+    @property
+    def looks(self) -> int:
+        """At held-out problems: before practice, each `watch_blocks`, and at its end."""
+        return sum(self.looks_after(done) for done in range(self.blocks + 1))
+
+    def looks_after(self, done: int) -> bool:
+        """True where a look is due after so many blocks."""
+        every = self.watch_blocks
+        return every > 0 and (done % every == 0 or done == self.blocks)
+
     def resolved(self, method: Method) -> OnPolicyOptions:
         """With the method that will run, and its divergence."""
         beta = (1.0 if method == "exact" else 0.0) if self.beta is None else self.beta

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pipeline import plots
 from pipeline.gate_table import gate_cells, reasons
 from pipeline.ladder_table import ladder_cells
-from pipeline.page_practice import ledger_cells, practice_section, table
+from pipeline.page_practice import COSTS_NOTE, ledger_cells, practice_section, table
 from pipeline.recipe import Recipe
 from pipeline.records import Trace
 from pipeline.transfer_table import sections
@@ -83,9 +83,8 @@ def page(
         "RAM: the whole process.</p>",
         "<h2>What it cost</h2>",
         table(*ledger_cells(practice.ledger)),
-        "<p class=note>points: paired, against the rung before. Operations are counted from the "
-        "models' shapes; teacher tokens are those written or graded, without prompts that answers "
-        f"share. Device: {html.escape(practice.ledger[-1]['device'] or 'not recorded')}.</p>",
+        f"<p class=note>{COSTS_NOTE} Device: "
+        f"{html.escape(practice.ledger[-1]['device'] or 'not recorded')}.</p>",
         "<h2>By family</h2>",
         f"<figure>{plots.families_svg(ladder)}</figure>",
         table(*_family_cells(ladder)),

@@ -10,13 +10,19 @@ from pipeline.ledger import MILLION_BILLIONS
 
 # Heads that a terminal has no room for.
 LONG = ("10^15 operations", "kJ", "points a 10^15")
+COSTS_NOTE = (
+    "points: paired, against the rung before. Where chance alone could explain what practice "
+    "gained, both students were asked more items; its interval is wider for the looks that may be "
+    "taken, p (exact McNemar) is not. Operations are counted from the models' shapes; teacher "
+    "tokens are those written or graded, without prompts that answers share."
+)
 Cells = tuple[list[str], list[list[str]]]
 
 
 def ledger_cells(rows: list[dict[str, Any]], brief: bool = False) -> Cells:
     """Heads and cells of the cost ledger; `brief`: what fits a terminal."""
     head = ["step", "student tokens", "teacher tokens", "10^15 operations", "minutes", "kJ"]
-    head += ["points gained [95 %]", "p", "points a 10^15", "points a minute"]
+    head += ["points gained [95 %]", "items", "p", "points a 10^15", "points a minute"]
     cells = []
     for row in rows:
         gained = row["gained"]
@@ -32,6 +38,7 @@ def ledger_cells(rows: list[dict[str, Any]], brief: bool = False) -> Cells:
                 f"{100 * gained['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
                 if gained
                 else "",
+                str(gained["items"]) if gained else "",
                 f"{gained['p_value']:.3g}" if gained else "",
                 _number(row["points_per_1e15"]),
                 _number(row["points_per_minute"]),

@@ -68,10 +68,9 @@ def forecast(recipe: Recipe, checkpoint: Path, method: Method) -> Iterator[str]:
     teacher = teacher_weights(recipe, of=parameters_of)
     update_s = 3 * graded_s * options.batch_lessons * weights / teacher if teacher else 0.0
     pace = f"about {update_s:.1f} s" if teacher else "an unknown pace, left out"
-    looks = options.watch_problems * options.watch_samples if options.watch_blocks else 0
-    looks *= 1 + options.blocks // max(1, options.watch_blocks)
+    looked_at = options.looks * options.watch_problems * options.watch_samples
     block_s = block.attempts * sampled_s + asked_s + block.updates * update_s
-    whole_s = options.blocks * block_s + looks * sampled_s
+    whole_s = options.blocks * block_s + looked_at * sampled_s
     yield (
         f"practice {options.blocks} blocks of about {block_s:.0f} s "
         f"({block.attempts} attempts at {sampled_s:.2f} s, about {block.grades:.0f} grades and "

@@ -1,9 +1,9 @@
 """Stage 01: problems to train on and problems to be examined on, which never meet.
 
 Writes `train.jsonl`, `practice.jsonl` (for on-policy refinement), `eval.jsonl` and `gate.jsonl`
-(more to be examined on, for artifacts that `eval.jsonl` leaves undecided), sorted by key. The sides
-of a family come from different seeds, and no question stands on two of them. Every family proves
-itself first.
+(more to be examined on, for what `eval.jsonl` leaves undecided), sorted by key. The sides of a
+family come from different seeds, and no question stands on two of them. Every family proves itself
+first.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class ProblemsOptions(Record):
     train_per_family: int = Field(150, ge=1, le=10_000_000, description="training problems")
     eval_per_family: int = Field(76, ge=1, le=100_000, description="evaluation problems")
     gate_per_family: int = Field(
-        0, ge=0, le=100_000, description="more problems for artifacts the first left undecided"
+        0, ge=0, le=100_000, description="more problems for what the first left undecided"
     )
     practice_per_family: int = Field(
         0, ge=0, le=10_000_000, description="problems for on-policy refinement to practise on"

@@ -25,7 +25,7 @@ from pipeline.attempts import (
 )
 from pipeline.grading import Grading
 from pipeline.head_loss import Workspace
-from pipeline.lesson import Batch, Lesson, batch_of
+from pipeline.lesson import Batch, Lesson, batch_of, shuffled
 from pipeline.memory import give_back_memory, keep_freed_memory
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.practice_state import load_state, save_state
@@ -163,8 +163,7 @@ class Refiner:
                 seed = seed_of(self._context.seed, "pass", block, number)
                 draw = random.Random(seed)  # noqa: S311 an order, not a secret
                 replayed = draw.sample(self._replay, min(options.replay, len(self._replay)))
-                everything = [*lessons, *replayed]
-                draw.shuffle(everything)
+                everything = shuffled([*lessons, *replayed], draw)
                 for start in range(0, len(everything), options.batch_lessons):
                     share = (number + start / len(everything)) / options.passes
                     self._set_rate((block + share) / options.blocks)

@@ -27,7 +27,7 @@ from pipeline.records import Trace
 from pipeline.run import Context
 from pipeline.store import read_records, write_file, write_json
 
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 LIBRARIES = ("matplotlib",)
 FILES = ("report.html", "MODEL_CARD.md", "chat.json", "ledger.json")
 TRANSFER, TRANSFER_SUMMARY = "transfer", "transfer.json"

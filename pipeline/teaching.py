@@ -69,7 +69,8 @@ class Teaching:
     def _as_it_stands(self, attempt: Attempt) -> Lesson:
         """What the student wrote, and that it ended there."""
         prompt = self._sampler.prompt_ids(attempt.problem.question)
-        return told((*prompt, *attempt.completion.ids, self._sampler.end), len(prompt))
+        ids = (*prompt, *attempt.completion.ids, self._sampler.end)
+        return told(ids, len(prompt), attempt.key)
 
     def _taught(self, attempts: Sequence[Attempt], options: OnPolicyOptions) -> list[Lesson]:
         """What the teacher has to say of attempts."""
@@ -127,11 +128,10 @@ class Teaching:
     ) -> dict[str, list[float]]:
         """The student's log probability of each graded token, and of the end if all of them are.
 
-        Asked only where a lesson needs them: of spans, or of tokens inside longer spans.
+        Of the attempts alone that need them: method span's, those with tokens inside longer spans.
         """
-        uneven = any(aligned.is_uneven(span) for g in graded for span in g.spans)
-        if options.method == "aligned" and not uneven:
-            return {}
+        if options.method == "aligned":
+            graded = [g for g in graded if aligned.needs_own_nats(g, options)]
         found = {}
         for start in range(0, len(graded), options.batch_lessons):
             part = graded[start : start + options.batch_lessons]

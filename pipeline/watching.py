@@ -75,9 +75,7 @@ class Watching:
         self.looks, self.beta, self._shifted = state["looks"], state["beta"], state["shifted"]
 
     def due(self, done: int) -> bool:
-        """Before practice, each `watch_blocks`, and at its end."""
-        every, last = self._options.watch_blocks, self._options.blocks
-        return bool(every and self._held_out) and (done % every == 0 or done == last)
+        return bool(self._held_out) and self._options.looks_after(done)
 
     def ends_practice(self, done: int) -> bool:
         """Look where a look is due after `done` blocks, and heed the rule of `collapse_watch`."""

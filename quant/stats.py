@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-Z_95 = 1.959963984540054
+Z_95 = NormalDist().inv_cdf(0.975)
 Z_POWER = 0.8416212335729143
 RESAMPLES = 20_000
 WALKS = 1_000_000
@@ -42,8 +42,8 @@ class Paired(NamedTuple):
     p_value: float
 
 
-def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
-    """Difference of two paired proportions with a 95 % interval and exact McNemar.
+def paired(first: Sequence[bool], second: Sequence[bool], confidence: float = 0.95) -> Paired:
+    """Difference of two paired proportions with an interval and exact McNemar.
 
     Interval: Agresti and Min 2005, which adds a half to each of the four cells.
     Raises ValueError when the sequences differ in length or are empty.
@@ -55,7 +55,8 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     lost = sum(a and not b for a, b in zip(first, second, strict=True))
     n, up, down = items + 2, gained + 0.5, lost + 0.5
     centre = (up - down) / n
-    half = Z_95 * math.sqrt(max(0.0, up + down - (up - down) ** 2 / n)) / n
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    half = z * math.sqrt(max(0.0, up + down - (up - down) ** 2 / n)) / n
     return Paired(
         items=items,
         gained=gained,

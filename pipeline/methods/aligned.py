@@ -24,7 +24,8 @@ def lessons(
     tongues: Tongues,
     own_nats: Mapping[str, Sequence[float]],
 ) -> list[Lesson]:
-    """One lesson an attempt; attempts without a place to learn from give none."""
+    """One lesson an attempt; attempts without a place to learn from give none. `own_nats` of those
+    that need none (`needs_own_nats`) are not read."""
     made = (lesson_of(g, options, tongues, own_nats.get(g.attempt.key)) for g in graded)
     return [lesson for lesson in made if lesson.places]
 
@@ -37,8 +38,7 @@ def lesson_of(
 ) -> Lesson:
     """Targets up to the first mistake, that place included."""
     assert tongues.vocabulary is not None
-    mistake = first_mistake(graded, options) if options.learn_from == "wrong" else None
-    last = len(graded.spans) if mistake is None else mistake
+    last = _last(graded, options)
     first = len(graded.prompt)
     targets = []
     for span in graded.spans[: last + 1]:
@@ -52,20 +52,38 @@ def lesson_of(
         targets.append(_target(place, graded, rows - 1, tongues, options))
     advantages: list[Advantage] = []
     if own_nats is not None:
-        # What is wrong with a mistaken span its first token's target says already, if it has one.
-        kept = [span for span in graded.spans[:last] if is_uneven(span)]
-        kept += [span for span in graded.spans[last : last + 1] if not graded.has_word(span)]
-        found = span_advantages(graded, kept, own_nats, options)
+        found = span_advantages(graded, _without_targets(graded, last), own_nats, options)
         targeted = {target.at for target in targets}
         advantages = [a for a in found if a.at not in targeted]
     ids = (*graded.prompt, *graded.answer)
     if graded.ends:
         ids = (*ids, tongues.student_end)
     furthest = max((*(t.at for t in targets), *(a.at for a in advantages)), default=0)
-    return Lesson(ids[: furthest + 1], tuple(targets), tuple(advantages))
+    key = graded.attempt.key
+    return Lesson(ids[: furthest + 1], tuple(targets), tuple(advantages), key)
 
 
-def is_uneven(span: Span) -> bool:
+def needs_own_nats(graded: Graded, options: OnPolicyOptions) -> bool:
+    """False where every place of the lesson is the teacher's distribution."""
+    return bool(_without_targets(graded, _last(graded, options)))
+
+
+def _last(graded: Graded, options: OnPolicyOptions) -> int:
+    """Index of the last span that is learnt from; the number of spans where all are."""
+    mistake = first_mistake(graded, options) if options.learn_from == "wrong" else None
+    return len(graded.spans) if mistake is None else mistake
+
+
+def _without_targets(graded: Graded, last: int) -> list[Span]:
+    """Spans of tokens that no distribution speaks of.
+
+    What is wrong with a mistaken span its first token's target says already, if it has one.
+    """
+    kept = [span for span in graded.spans[:last] if _is_uneven(span)]
+    return kept + [span for span in graded.spans[last : last + 1] if not graded.has_word(span)]
+
+
+def _is_uneven(span: Span) -> bool:
     """True when the span is more than one token on either side."""
     return (
         span.after.student - span.first.student > 1 or span.after.teacher - span.first.teacher > 1

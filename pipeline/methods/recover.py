@@ -95,4 +95,4 @@ def recovered(
         return None  # the student's form differs before the mistake already
     rest: list[int] = tokenizer(target[len(spoken) :], add_special_tokens=False)["input_ids"]
     before = (*prefix.prompt, *kept)
-    return told((*before, *rest, tongues.student_end), len(before))
+    return told((*before, *rest, tongues.student_end), len(before), prefix.attempt.key)

@@ -37,7 +37,8 @@ def lessons(
             advantages.append(Advantage(place, nats, own[-1]))
         if advantages:
             furthest = max(a.at for a in advantages)
-            made.append(Lesson(ids[: furthest + 1], advantages=tuple(advantages)))
+            key = graded_one.attempt.key
+            made.append(Lesson(ids[: furthest + 1], (), tuple(advantages), key))
     return made
 
 

@@ -8,13 +8,17 @@ import sys
 
 import pytest
 
+from pipeline.ladder import Judged
+from pipeline.practice_gain import confidence_per_look, is_open, practice_gain
 from pipeline.problems import WRITTEN
+from pipeline.store import read_records
 from tests.e2e.conftest import ROOT, run_smoke
 
 PRACTICE = [
     argument
     for setting in (
         "problems.practice_per_family=6",
+        "problems.gate_per_family=4",
         "on_policy.method=auto",
         "on_policy.blocks=1",
         "on_policy.block_attempts=8",
@@ -74,7 +78,15 @@ def test_costs_and_practice_are_in_the_report(practised):
     costs = read(root, "ledger.json")
     assert [row["step"] for row in costs] == ["traces and SFT", "practice (aligned)"]
     assert all(row["operations"] > 0 and row["took_s"] > 0 for row in costs)
-    assert all(row["gained"]["items"] == 16 for row in costs)
+    assert costs[0]["gained"]["items"] == 16
+    # More are asked where chance alone could explain what practice gained on those.
+    evaluated = list(read_records(root / "08-evaluate" / "answers.jsonl", Judged))
+    first = practice_gain(evaluated, confidence_per_look([16, 32]))
+    more = read_records(root / "09-gate" / "answers.jsonl", Judged)
+    assert sum(a.rung == "SFT student" for a in more) == (16 if is_open(first) else 0)
+    gained = costs[1]["gained"]
+    assert gained == read(root, "09-gate/gate.json")["practice"]
+    assert gained["items"] == (32 if is_open(first) else 16)
     page = (root / "report.html").read_text()
     assert "<h2>Practice: aligned</h2>" in page
     assert "was not tried" in page

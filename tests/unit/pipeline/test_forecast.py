@@ -27,14 +27,14 @@ PRESETS = {
         "5,120 attempts, 1.8 M tokens",
         # Most of it is transformers' evaluation: three students, 19 blocks of at most 32 answers.
         "2.0 h on 1 GPU",
-        "in all         5.1 h, 5 GPU-hours, 4 of them at work",
+        "in all         5.9 h, 6 GPU-hours, 5 of them at work",
     ],
     "gpu-h100": [
         "forecast for 1 GPU of 80 GiB and 989 TFLOP/s",
         "20,000 answers of about 2,867 tokens",
         "28,000 examples, 83.9 M tokens",
         "25,600 attempts, 36.7 M tokens",
-        "in all         13.8 h, 14 GPU-hours, 9 of them at work",
+        "in all         15.1 h, 15 GPU-hours, 10 of them at work",
     ],
     "cluster": [
         "forecast for 8 GPUs of 80 GiB and 989 TFLOP/s",
@@ -43,7 +43,8 @@ PRESETS = {
         "140,000 examples, 821.0 M tokens",
         "38,400 attempts, 55.1 M tokens",
         "1.5 h on 96 cores",
-        "in all         19.3 h, 155 GPU-hours, 114 of them at work",
+        "2 students, at most 600 more items",
+        "in all         21.3 h, 170 GPU-hours, 121 of them at work",
     ],
 }
 
@@ -128,7 +129,7 @@ def _sft_seconds(recipe) -> float:
 def test_the_price_is_that_of_all_gpus_for_all_hours():
     lines = forecast(load_recipe(find_recipe("cluster"), ("hardware.price_per_gpu_hour=2.5",)))
     assert (
-        "in all         19.3 h, 155 GPU-hours, 114 of them at work; 387 at the price given" in lines
+        "in all         21.3 h, 170 GPU-hours, 121 of them at work; 426 at the price given" in lines
     )
 
 

@@ -8,13 +8,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline import gate
-from pipeline.examine import SFT, ArtifactRung
+from pipeline.examine import ON_POLICY, SFT, ArtifactRung
 from pipeline.gate_table import gate_cells, reasons
 from pipeline.held_out import held_out_traces
 from pipeline.ladder import Judged
 from pipeline.recipe import EvaluateOptions, GateOptions, StudentOptions
 from pipeline.records import Problem, Verdict
 from pipeline.store import write_records
+from quant.stats import paired
 from serve.messages import Completion
 
 STUDENT = StudentOptions(model="path:unused", system="s")
@@ -65,7 +66,8 @@ def verdicts(inputs, monkeypatch, lost_of_300: int):
     monkeypatch.setattr(gate, "examine", answer)
     monkeypatch.setattr(gate, "checkpoint_rung", lambda *_: replace(rung(SFT), name=SFT))
     config = (STUDENT, EvaluateOptions(), GateOptions())
-    found, more = gate._verdicts(config, [rung("A"), rung("B")], inputs, Path(), None)
+    found, more, gain = gate._verdicts(config, [rung("A"), rung("B")], inputs, Path(), None)
+    assert gain is None
     return found, more, asked
 
 
@@ -103,6 +105,58 @@ def test_without_more_items_it_stays_open(inputs, monkeypatch):
     (inputs["01-problems"] / "gate.jsonl").write_text("")
     found, more, asked = verdicts(inputs, monkeypatch, 0)
     assert (found["B"].outcome, more, asked) == ("inconclusive", [], [])
+
+
+def gain_after(folder, monkeypatch, flips: tuple[int, int], later: tuple[int, int]):
+    """Practice gained and lost so many of 300 items, and of each 300 more; its one file equals it.
+
+    Returns what is said of it, and who was asked how many items more.
+    """
+    first = [judged(SFT, str(i), i < 150) for i in range(300)]
+    for name in (ON_POLICY, "A"):
+        first += [judged(name, str(i), flips[1] <= i < 150 + flips[0]) for i in range(300)]
+    write_records(folder / "08-evaluate" / "answers.jsonl", first)
+    write_records(folder / "01-problems" / "gate.jsonl", [problem(i) for i in range(600)])
+    asked = []
+
+    def answer(rung, problems, options, *_):
+        asked.append((rung.name, len(problems)))
+        low, high = (0, 150) if rung.name == SFT else (later[1], 150 + later[0])
+        return [judged(rung.name, p.key, low <= n < high) for n, p in enumerate(problems)]
+
+    monkeypatch.setattr(gate, "examine", answer)
+    names = {"04-sft": SFT, "05-on-policy": ON_POLICY}
+    monkeypatch.setattr(gate, "checkpoint_rung", lambda path, *_: rung(names[path.name]))
+    folders = ("01-problems", "04-sft", "05-on-policy", "08-evaluate")
+    inputs = {name: folder / name for name in folders}
+    config = (STUDENT, EvaluateOptions(), GateOptions())
+    verdicts, more, gain = gate._verdicts(config, [rung("A")], inputs, Path(), None)
+    assert (verdicts["A"].outcome, len(more)) == ("pass", sum(n for _, n in asked))
+    return gain, asked
+
+
+def test_a_gain_of_practice_that_is_plain_is_not_asked_about_again(tmp_path, monkeypatch):
+    gain, asked = gain_after(tmp_path, monkeypatch, (30, 5), (0, 0))
+    assert asked == []
+    assert (gain["items"], gain["gained"], gain["lost"]) == (300, 30, 5)
+    assert gain["interval"][0] > 0
+
+
+def test_what_practice_gained_is_asked_until_chance_does_not_explain_it(tmp_path, monkeypatch):
+    gain, asked = gain_after(tmp_path, monkeypatch, (20, 10), (30, 5))
+    assert asked == [(ON_POLICY, 300), (SFT, 300)]
+    assert (gain["items"], gain["difference"]) == (600, pytest.approx(35 / 600))
+    # Wider than the usual one: it is the second of three looks.
+    usual = paired([False] * 50 + [True] * 550, [True] * 50 + [False] * 15 + [True] * 535)
+    assert 0 < gain["interval"][0] < usual.interval.low
+    assert gain["interval"][1] > usual.interval.high
+
+
+def test_a_gain_that_stays_open_is_said_with_all_that_was_asked(tmp_path, monkeypatch):
+    gain, asked = gain_after(tmp_path, monkeypatch, (20, 15), (20, 15))
+    assert asked == [(ON_POLICY, 300), (SFT, 300)] * 2
+    assert (gain["items"], gain["gained"], gain["lost"]) == (900, 60, 45)
+    assert gain["interval"][0] < 0 < gain["interval"][1]
 
 
 def test_kept_cases_are_asked_once_each_and_a_lost_one_fails(inputs, monkeypatch):

@@ -13,6 +13,7 @@ from pipeline.compare import larger_recipe, spent
 from pipeline.ladder import Judged
 from pipeline.ledger import COMPARED, compared, ledger, multiplied_weights
 from pipeline.page_practice import compared_text, ledger_cells
+from pipeline.practice_gain import practice_gain
 from pipeline.recipe_files import find_recipe, load_recipe
 from pipeline.records import Problem, Verdict
 from pipeline.store import write_records
@@ -69,6 +70,15 @@ def run(tmp_path, monkeypatch):
         for item in range(100)
     ]
     write_records(tmp_path / "08-evaluate" / "answers.jsonl", answers)
+    (tmp_path / "09-gate").mkdir()
+    (tmp_path / "09-gate" / "manifest.json").write_text('{"counts": {}, "took_s": 1}')
+    more = [
+        judged(rung, item, item < 100 + right)
+        for rung, right in (("SFT student", 10), ("on-policy student", 13))
+        for item in range(100, 130)
+    ]
+    gate = {"practice": practice_gain([*answers, *more], 0.95)}
+    (tmp_path / "09-gate" / "gate.json").write_text(json.dumps(gate))
     (tmp_path / "01-problems").mkdir()
     problems = [Problem(question=f"q{n}", answer="1", family="f") for n in range(480)]
     write_records(tmp_path / "01-problems" / "train.jsonl", problems)
@@ -86,13 +96,15 @@ def test_each_step_has_its_costs_and_its_gain(run):
     assert second["operations"] == expected
     assert second["student_tokens"] == 900
     assert second["energy_j"] is None
+    # On the evaluation's items and on those that the gate asked besides.
     assert second["gained"]["difference"] == pytest.approx(0.1)
     assert second["gained"]["interval"][0] > 0
     assert second["points_per_minute"] == pytest.approx(10 / 1.5)
     assert second["points_per_1e15"] == pytest.approx(10 / (expected / 1e15))
     head, cells = ledger_cells([first, second], brief=True)
-    assert len(head) == len(cells[0]) == 7
+    assert len(head) == len(cells[0]) == 8
     assert cells[1][4].startswith("+10.0 [+")
+    assert [row[5] for row in cells] == ["100", "130"]
 
 
 def test_where_a_server_does_not_say_its_size_operations_are_not_known(run, monkeypatch):

@@ -113,6 +113,7 @@ def test_a_wrong_attempt_teaches_up_to_its_first_mistake():
     one = graded(LINE, TOKENS, nats, rows)
     options = OnPolicyOptions(method="aligned", beta=0.0)
     lesson = aligned.lesson_of(one, options, TONGUES)
+    assert lesson.attempt == "k"
     # Prompt of two, "<think>", "\n", then 1 + 2 = and the place of the mistake.
     assert [t.at for t in lesson.targets] == [4, 5, 6, 7, 8]
     assert lesson.ids == (50, 51, *Letters()("<think>\n1+2=1")["input_ids"])
@@ -145,6 +146,7 @@ def test_a_grade_that_stopped_after_the_mistake_teaches_the_same(read, at):
         whole, options, TONGUES, [*own, *[-0.5] * 9]
     )
     (first,) = span.lessons([one], options, TONGUES, {"k": own})
+    assert first.attempt == "k"
     assert [first] == span.lessons([whole], options, TONGUES, {"k": [*own, *[-0.5] * 9]})
     recovering = OnPolicyOptions(method="recover")
     assert (
@@ -169,6 +171,22 @@ def test_a_right_way_is_taught_to_its_end_and_the_tags_are_left_alone():
     assert inner.nats == pytest.approx(-0.1 - -1.0)
 
 
+def test_the_students_own_log_probabilities_are_asked_where_a_token_has_no_target():
+    right, nats = [-0.1] * 8, [-0.1, -0.1, -0.1, -0.1, -0.1, -4.0, -0.1, -0.1]
+    up_to_mistake = OnPolicyOptions(method="aligned", beta=0.0)
+    # The student's "1" and "2" inside the teacher's "12" lie before the mistake, or are it.
+    assert aligned.needs_own_nats(graded(LINE, TOKENS, right), up_to_mistake)
+    assert aligned.needs_own_nats(graded(LINE, TOKENS, nats), up_to_mistake)
+    nats[4:6] = -4.0, -0.1
+    mistaken = graded(LINE, TOKENS, nats)
+    assert not aligned.needs_own_nats(mistaken, up_to_mistake)
+    without = aligned.lesson_of(mistaken, up_to_mistake, TONGUES)
+    own = [-0.5] * (len(mistaken.answer) + 1)
+    assert without == aligned.lesson_of(mistaken, up_to_mistake, TONGUES, own)
+    whole = OnPolicyOptions(method="aligned", learn_from="all", beta=0.0)
+    assert aligned.needs_own_nats(mistaken, whole)
+
+
 def test_a_student_token_longer_than_the_teachers_has_no_word_of_its():
     # The student's "Ab" in one token, the teacher's in two: a word for "A" is none for "Ab".
     tongues = Tongues([b"Ab", b"1"], END, vocabulary())
@@ -186,6 +204,7 @@ def test_a_student_token_longer_than_the_teachers_has_no_word_of_its():
         attempt.model_copy(update={"completion": completion}), (50,), grade, [Run(0, 0, 3)], tongues
     )
     options = OnPolicyOptions(method="aligned", learn_from="all", beta=0.0)
+    assert aligned.needs_own_nats(one, options)
     lesson = aligned.lesson_of(one, options, tongues, (-0.9, -0.5, -0.5))
     assert [t.at for t in lesson.targets] == [2, 3]
     (whole,) = lesson.advantages
@@ -243,6 +262,7 @@ def test_recover_goes_on_from_the_students_own_words(monkeypatch):
             recover.recovered(prefix, continuation("1\nAnswer: 1"), judge, Letters(), TONGUES)
             is None
         )
+    assert lesson.attempt == "k"
     before = (50, 51, *Letters()("<think>\n1+2=")["input_ids"])
     rest = Letters()("3\n</think>\nA3")["input_ids"]
     assert lesson.ids == (*before, *rest, END)
@@ -302,6 +322,13 @@ def test_the_divergence_is_the_methods_own_unless_it_is_said():
     assert OnPolicyOptions().resolved("exact").divergence_beta == 1.0
     assert OnPolicyOptions().resolved("aligned").divergence_beta == 0.0
     assert OnPolicyOptions(beta=0.3).resolved("exact").divergence_beta == 0.3
+
+
+def test_looks_are_taken_before_practice_at_its_end_and_in_between():
+    for blocks, every, after in ((2, 3, [0, 2]), (3, 3, [0, 3]), (7, 3, [0, 3, 6, 7]), (5, 0, [])):
+        options = OnPolicyOptions(blocks=blocks, watch_blocks=every)
+        assert [n for n in range(blocks + 1) if options.looks_after(n)] == after
+        assert options.looks == len(after)
 
 
 def test_a_teacher_grades_tags_where_it_writes_them_itself():

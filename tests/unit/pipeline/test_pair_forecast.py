@@ -53,7 +53,7 @@ def test_a_recipe_for_gpus_is_told_what_it_wants_of_one(monkeypatch, tmp_path):
     monkeypatch.setattr(pair_forecast, "_teacher_bytes", lambda _: 0)
     lines = list(pair_forecast.forecast(load_recipe(find_recipe("gpu-h100")), tmp_path, "aligned"))
     assert lines[1] == (
-        "memory   of a GPU: SFT 37.0 of 78 GiB: fits; practice 77.5 of 78 GiB: fits"
+        "memory   of a GPU: SFT 37.0 of 77.6 GiB: fits; practice 77.5 of 77.6 GiB: fits"
     )
     plain = list(pair_forecast.forecast(load_recipe(find_recipe("default")), tmp_path, "aligned"))
     assert not any("of a GPU" in line for line in plain)

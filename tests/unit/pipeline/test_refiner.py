@@ -8,6 +8,7 @@ import torch
 from pipeline import refiner
 from pipeline import sampler as students
 from pipeline.attempts import Attempt
+from pipeline.lesson import told
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.progress import Progress
 from pipeline.recipe import StudentOptions, TeacherOptions
@@ -61,6 +62,29 @@ def test_attempts_that_are_known_are_not_taken_for_others(tmp_path, monkeypatch)
     found = one._attempts(PROBLEMS, 0)
     assert [a.completion.text for a in found] == ["before", "again", "again"]
     assert list(read_records(log, Attempt)) == found
+
+
+def test_lessons_of_an_attempt_are_learnt_together(tmp_path, monkeypatch):
+    learnt = []
+    monkeypatch.setattr(refiner, "batch_of", lambda part, pad: learnt.append(part))
+    student = Sampler()
+    student.pad = 0
+    options = OnPolicyOptions(batch_lessons=4, passes=2, replay=2).resolved("aligned")
+    replay = [told((90, 90), 1), told((91, 91), 1)]
+    said = StudentOptions(model="path:s", system="s")
+    teacher = TeacherOptions(model="path:t", system="s")
+    context = Context(seed=1, progress=Progress())
+    one = Refiner(student, None, None, teacher, said, options, replay, [], tmp_path, context)
+    monkeypatch.setattr(one, "_update", lambda _: 0.0)
+    lessons = [told((n, n), 1, f"attempt {n % 8}") for n in range(16)]
+    one._learn(lessons, 0)
+    for number in range(2):
+        ordered = [lesson for part in learnt[5 * number : 5 * number + 5] for lesson in part]
+        assert sorted(lesson.ids for lesson in ordered) == sorted(
+            lesson.ids for lesson in (*lessons, *replay)
+        )
+        at = {lesson.ids[0]: place for place, lesson in enumerate(ordered)}
+        assert all(at[n + 8] == at[n] + 1 for n in range(8))
 
 
 def test_an_attempt_has_room_after_the_longest_prompt(tmp_path):

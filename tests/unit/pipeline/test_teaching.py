@@ -2,10 +2,14 @@
 
 import logging
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from pipeline import teaching as module
 from pipeline.attempts import Attempt
+from pipeline.methods import aligned
 from pipeline.on_policy_options import OnPolicyOptions
 from pipeline.progress import Progress
 from pipeline.recipe import TeacherOptions
@@ -21,7 +25,7 @@ PIECES = [b"1", b"2", None]
 class Side:
     """A student and a teacher of two characters; the teacher grades nothing but "1"."""
 
-    end = 2
+    end, pad, model = 2, 0, None
     engine = property(lambda self: self)
 
     def vocabulary(self):
@@ -85,6 +89,25 @@ def test_those_that_are_not_spelt_are_counted(caplog):
     assert [lesson.ids for lesson in lessons] == [(0, 0)]
     assert teaching.unspelt == 2
     assert caplog.messages == ["2 of 3 attempts cannot be aligned"]
+
+
+def test_the_students_own_log_probabilities_are_asked_of_those_alone_that_need_them(monkeypatch):
+    teaching, _ = lessons_of("1")
+    graded = [SimpleNamespace(attempt=SimpleNamespace(key=key)) for key in "abcd"]
+    monkeypatch.setattr(aligned, "needs_own_nats", lambda g, _: g.attempt.key in "bd")
+    monkeypatch.setattr(teaching, "_as_graded", lambda g: SimpleNamespace(places=1, of=g))
+    monkeypatch.setattr(module, "batch_of", lambda lessons, pad: lessons)
+    asked = []
+
+    def token_logprobs(model, lessons):
+        asked.extend(lesson.of.attempt.key for lesson in lessons)
+        return torch.full((len(lessons),), -0.5)
+
+    monkeypatch.setattr(module, "token_logprobs", token_logprobs)
+    found = teaching._own_nats(graded, OnPolicyOptions(method="aligned"))
+    assert (found, asked) == ({"b": [-0.5], "d": [-0.5]}, ["b", "d"])
+    found = teaching._own_nats(graded, OnPolicyOptions(method="span"))
+    assert [*found] == [*"abcd"]
 
 
 def test_nothing_but_those_is_refused():

@@ -111,6 +111,14 @@ def test_paired_counts_gains_and_losses_on_the_same_items():
     assert result.interval.low < 0.25 < result.interval.high
 
 
+def test_a_paired_interval_grows_with_its_confidence():
+    first, second = [True] * 50 + [False] * 50, [True] * 45 + [False] * 40 + [True] * 15
+    usual, wider = (paired(first, second, confidence).interval for confidence in (0.95, 0.99))
+    # Of the normal distribution: 1.95996 and 2.57583 standard errors to each side.
+    assert wider.high - wider.low == pytest.approx((usual.high - usual.low) * 2.575829 / 1.959964)
+    assert paired(first, second).interval == usual
+
+
 def test_paired_refuses_different_lengths():
     with pytest.raises(ValueError, match="1 and 2 items"):
         paired([True], [True, False])

@@ -4,7 +4,8 @@
 
 The same teacher, prompts and file. The two processes get half of the requests each and share
 nothing; their time is that of the slower one. Everything counts: interpreters, the start of Ray,
-loading the model, writing the answers. Only the worked examples are read before, for both.
+loading the model, writing the answers. Only the worked examples are read before, for both: each way
+asks some requests for one token, because what they read of prompts at once is not the same.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from pipeline.teacher import open_teacher
 from serve.messages import Request
 
 PROCESSES = 2
+# Enough for the questions of a family, and of half of them, to begin as all of them do.
+EXAMPLES_PER_FAMILY = 20
 
 
 def harvest(requests: list[Request], folder: Path, scale: ScaleOptions) -> None:
@@ -40,31 +43,27 @@ def harvest(requests: list[Request], folder: Path, scale: ScaleOptions) -> None:
     ask(open_engine, requests, folder / "answers.jsonl", "answers", context)
 
 
-def _half(number: int, per_family: int, folder: Path) -> None:
-    requests = requests_for(*_asked(per_family))
-    harvest(requests[number::PROCESSES], folder, ScaleOptions())
-
-
-def _asked(per_family: int):  # type: ignore[no-untyped-def]
+def _asked(per_family: int, max_tokens: int) -> list[Request]:
     recipe = load_recipe(find_recipe("default"))
-    return recipe, problems(recipe, per_family)
+    return requests_for(recipe, problems(recipe, per_family), max_tokens)
 
 
-def two_processes(per_family: int, folder: Path) -> None:
+def two_processes(per_family: int, max_tokens: int, folder: Path) -> None:
     own = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = []
     for number in range(PROCESSES):
         (folder / str(number)).mkdir(parents=True)
-        command = [sys.executable, "-m", "benchmarks.actors", "--per-family", str(per_family)]
-        command += ["--half", str(number), "--folder", str(folder / str(number))]
+        command = [sys.executable, "-m", "benchmarks.actors", "--half", str(number)]
+        command += ["--per-family", str(per_family), "--max-tokens", str(max_tokens)]
+        command += ["--folder", str(folder / str(number))]
         started.append(subprocess.Popen(command, env=own))
     if any(process.wait() for process in started):
         raise SystemExit("a process failed")
 
 
-def two_actors(per_family: int, folder: Path) -> None:
+def two_actors(per_family: int, max_tokens: int, folder: Path) -> None:
     folder.mkdir(parents=True)
-    requests = requests_for(*_asked(per_family))
+    requests = _asked(per_family, max_tokens)
     harvest(requests, folder, ScaleOptions(executor="ray", actors=PROCESSES))
 
 
@@ -72,11 +71,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.actors")
     parser.add_argument("--per-family", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--max-tokens", type=int, default=160, help="of an answer")
     parser.add_argument("--half", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.half is not None:
-        _half(options.half, options.per_family, options.folder)
+        asked = _asked(options.per_family, options.max_tokens)[options.half :: PROCESSES]
+        harvest(asked, options.folder, ScaleOptions())
         return
     count = len(problems(load_recipe(find_recipe("default")), options.per_family))
     print(describe("ray", "llama-cpp-python"))
@@ -84,12 +85,13 @@ def main() -> None:
     ways = {"two processes": two_processes, "two actors": two_actors}
     took_s: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
-        # What was read of them is kept on disk: the way that comes first would read for both.
-        two_processes(1, Path(folder) / "examples")
+        for name, way in ways.items():
+            few = min(EXAMPLES_PER_FAMILY, options.per_family)
+            way(few, 1, Path(folder) / f"examples-{name}")
         for number in range(options.rounds):
             for name, way in ways.items():
                 started_s = time.monotonic()
-                way(options.per_family, Path(folder) / f"{number}-{name}")
+                way(options.per_family, options.max_tokens, Path(folder) / f"{number}-{name}")
                 took_s[name].append(time.monotonic() - started_s)
     alone_s = statistics.median(took_s["two processes"])
     for name, values in took_s.items():

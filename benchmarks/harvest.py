@@ -38,12 +38,12 @@ def problems(recipe: Recipe, per_family: int) -> list[Problem]:
     ]
 
 
-def requests_for(recipe: Recipe, asked: list[Problem]) -> list[Request]:
+def requests_for(recipe: Recipe, asked: list[Problem], max_tokens: int = 160) -> list[Request]:
     return [
         Request(
             key=str(i),
             messages=teacher_messages(recipe.teacher, problem.question, problem.family),
-            sampling=Sampling(temperature=0.3, top_p=0.95, max_tokens=160, seed=i),
+            sampling=Sampling(temperature=0.3, top_p=0.95, max_tokens=max_tokens, seed=i),
         )
         for i, problem in enumerate(asked)
     ]

@@ -31,7 +31,7 @@ th:first-child,td:first-child{text-align:left}
 figure{margin:1.5rem 0;background:#fff;border-radius:6px;padding:.5rem;overflow-x:auto}
 figure svg{max-width:100%;height:auto;display:block}
 pre{white-space:pre-wrap;background:#8881;padding:.6rem;border-radius:6px;overflow-x:auto}
-.note{color:#777;font-size:.9rem}.scroll{overflow-x:auto}
+.note{color:#777;font-size:.9rem}.scroll{overflow-x:auto}code{overflow-wrap:anywhere}
 """
 
 

@@ -224,3 +224,15 @@ def test_an_unfinished_run_says_what_to_do(module, tmp_path):
     assert done.returncode == 3
     assert done.stderr.startswith(f"error: {tmp_path} holds no finished student")
     assert done.stderr.splitlines()[-1] == "hint: run python -m pipeline.all first"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+def test_the_report_of_a_run_fits_a_phone(smoke):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.goto((smoke.root / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        browser.close()

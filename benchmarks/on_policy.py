@@ -1,7 +1,7 @@
 """On-policy steps: ours against TRL's, same models, same prompts, one run.
 
     python -m benchmarks.on_policy exact RUN [--steps 4] [--rounds 2]
-    python -m benchmarks.on_policy span RUN [--steps 4] [--rounds 2]
+    python -m benchmarks.on_policy span RUN [--steps 4] [--rounds 2] [--attempts 24]
 
 `exact`: method exact against `trl.experimental.gkd` (lambda 1) for one vocabulary: the student is
 the recipe's base student, the teacher RUN/04-sft; both write exactly 64 tokens an attempt.
@@ -44,16 +44,19 @@ OURS = ("exact", "span", "aligned")
 COUNTERPARTS = {"gkd": "exact", "gold": "aligned"}
 TARGETS = {"exact": 0.6, "span": 0.5}
 ANSWER_TOKENS = {"exact": 64, "span": 96}
-BATCH, EXAM_ITEMS, SEED = 8, 160, 1
+# A step, unless asked otherwise. A recipe's block has many more attempts, but GOLD holds all of a
+# step's logits in memory, of both models.
+ATTEMPTS = {"exact": 8, "span": 24}
+EXAM_ITEMS, SEED = 160, 1
 
 
-def options_for(kind: str, measure: str, steps: int) -> OnPolicyOptions:
+def options_for(kind: str, measure: str, steps: int, attempts: int) -> OnPolicyOptions:
     """One update a block, on everything the student wrote; one step more than is counted."""
     return OnPolicyOptions(
         method=COUNTERPARTS.get(measure, measure),
         blocks=steps + 1,
-        block_attempts=BATCH,
-        batch_lessons=BATCH,
+        block_attempts=attempts,
+        batch_lessons=attempts,
         max_tokens=ANSWER_TOKENS[kind],
         temperature=0.9,
         learn_from="all",
@@ -120,7 +123,7 @@ def conversations(run: Path, student: StudentOptions, options: OnPolicyOptions) 
     from pipeline.exact_attempts import Practice
 
     practice = Practice(problems_of(run), student, options, SEED)
-    rows = [practice[i]["prompt"] for i in range(options.blocks * BATCH)]
+    rows = [practice[i]["prompt"] for i in range(options.blocks * options.block_attempts)]
     said = [{"role": "assistant", "content": "Answer: 0"}]
     return Dataset.from_list([{"messages": [*prompt, *said]} for prompt in rows])
 
@@ -152,7 +155,7 @@ def measure_gkd(run: Path, options: OnPolicyOptions, scratch: Path) -> str:
     )
     trainer.generation_config.min_new_tokens = options.max_tokens
     trainer.train()
-    return result(clock.steps_s, losses_of(trainer), BATCH * options.max_tokens)
+    return result(clock.steps_s, losses_of(trainer), options.block_attempts * options.max_tokens)
 
 
 def measure_exact(run: Path, options: OnPolicyOptions, scratch: Path) -> str:
@@ -305,6 +308,7 @@ def compare(options: argparse.Namespace) -> None:
         for name in peers:
             command = [sys.executable, "-m", "benchmarks.on_policy", options.kind]
             command += [str(options.run), "--measure", name, "--steps", str(options.steps)]
+            command += ["--attempts", str(options.attempts)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(done.stderr[-3000:])
@@ -331,18 +335,21 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--attempts", type=int, help="a step; default: 8, or 24 for span")
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     quieten()
+    options.attempts = options.attempts or ATTEMPTS[options.kind]
     if options.measure is None:
         print(describe("torch", "transformers", "trl"))
+        print(f"{options.attempts} attempts a step")
         compare(options)
         print(describe("torch"))
         return
     if options.measure in OURS:
         start_again_on_huge_pages()
         keep_freed_memory()
-    chosen = options_for(options.kind, options.measure, options.steps)
+    chosen = options_for(options.kind, options.measure, options.steps, options.attempts)
     with tempfile.TemporaryDirectory() as scratch:
         print(MEASURES[options.measure](options.run, chosen, Path(scratch)))
 

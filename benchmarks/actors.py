@@ -85,8 +85,8 @@ def main() -> None:
     ways = {"two processes": two_processes, "two actors": two_actors}
     took_s: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
+        few = min(EXAMPLES_PER_FAMILY, options.per_family)
         for name, way in ways.items():
-            few = min(EXAMPLES_PER_FAMILY, options.per_family)
             way(few, 1, Path(folder) / f"examples-{name}")
         for number in range(options.rounds):
             for name, way in ways.items():

@@ -200,7 +200,7 @@ def _verdicts(
                 answers += examine(rung, step, greedy, out, judge, context)
                 give_back_memory()
             verdicts |= {rung.name: verdict(rung, last=look == len(steps)) for rung in still}
-            gain = practice_gain(answers, confidence) if untold else gain
+            gain = practice_gain(answers, confidence)
     return verdicts, answers[first:], gain
 
 
